@@ -1,0 +1,146 @@
+"""What a backend is: it owns the state and turns a recipe into steps.
+
+The training loop knows nothing of graphs; a backend knows nothing of data order, schedules,
+logging or checkpoints.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runner.backends.compiles import CompileLog
+from runner.backends.state import TrainState
+
+Batch = Mapping[str, Tensor]
+Metrics = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What one training step computes, before a backend has made a program of it.
+
+    Attributes:
+        model: The model on the host, with its initial weights.
+        loss: Mean loss of a (micro-)batch, a scalar.
+        evaluate: Held-out metrics, one value an example.
+        make_optimizer: An optimizer over the parameters of a module shaped like `model`.
+        autocast: Type for `torch.autocast` around forward and loss, or None for float32.
+        clip_norm: Largest global gradient norm, or None.
+        accumulate: Micro-batches that a batch is split into.
+        seed: What dropout's random numbers are a function of, together with the step.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Batch], Tensor]
+    evaluate: Callable[[nn.Module, Batch], dict[str, Tensor]]
+    make_optimizer: Callable[[nn.Module], Optimizer]
+    autocast: torch.dtype | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    seed: int = 0
+
+    def autocast_on(self, device_type: str) -> torch.autocast:
+        """The precision context for forward and loss on a device."""
+        return torch.autocast(
+            device_type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
+        )
+
+    def step_seed(self, step: int) -> int:
+        """The seed of the random operations of the update after `step` completed ones."""
+        return step_seed(self.seed, step)
+
+
+@functools.lru_cache(maxsize=8)
+def step_seed(seed: int, step: int) -> int:
+    """A 63-bit seed that differs for every (seed, step); splitmix64's mixing function.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    mask = (1 << 64) - 1
+    z = ((seed & mask) * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1342543DE82EF95) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 1
+
+
+class Backend(abc.ABC):
+    """A compiled training step and the state that it changes.
+
+    Args:
+        recipe: What to compute. The backend takes the model over.
+        log: Where compiled graphs are recorded.
+    """
+
+    device: torch.device
+
+    def __init__(self, recipe: Recipe, *, log: CompileLog) -> None:
+        self.recipe = recipe
+        self.log = log
+
+    @abc.abstractmethod
+    def place(self, batch: Batch) -> dict[str, Tensor]:
+        """The host batch on the device; may be called from another thread."""
+
+    @abc.abstractmethod
+    def train_step(self, batch: Batch, *, step: int, lr: float) -> Metrics:
+        """One optimizer update.
+
+        Args:
+            batch: A batch on the device; the first dimension is the example.
+            step: Completed updates before this one.
+            lr: Learning rate of this update, before a group's `lr_scale`.
+
+        Returns:
+            Scalars still on the device: "loss" and "grad_norm" (before clipping). Reading
+            one waits for the step.
+        """
+
+    @abc.abstractmethod
+    def eval_step(self, batch: Batch, mask: Tensor) -> Metrics:
+        """Held-out metrics of a batch, summed over the examples where `mask` is 1.
+
+        Args:
+            batch: A batch on the device, padded to a constant size.
+            mask: float32 of shape [batch].
+        """
+
+    @abc.abstractmethod
+    def state(self, step: int) -> TrainState:
+        """The state after `step` updates. The tensors may change with the next step."""
+
+    @abc.abstractmethod
+    def load(self, state: TrainState) -> None:
+        """Replace the state by a saved one with the same names and shapes."""
+
+    def programs(self) -> int:
+        """Device programs started so far; 0 where there is no device."""
+        return 0
+
+    @staticmethod
+    def compile_totals() -> tuple[int, float]:
+        """XLA compiles in this process so far, and their seconds."""
+        return (0, 0.0)
+
+    def memory_bytes(self) -> int:
+        """Bytes held on a device: as the runtime tells, else the state's own."""
+        return self.state(0).bytes()
+
+
+def micro_batches(batch: Batch, count: int) -> list[Batch]:
+    """The batch in `count` equal parts along the first dimension."""
+    if count == 1:
+        return [batch]
+    parts = {name: tensor.chunk(count) for name, tensor in batch.items()}
+    return [{name: chunks[i] for name, chunks in parts.items()} for i in range(count)]
+
+
+def masked_sums(metrics: Mapping[str, Tensor], mask: Tensor) -> Metrics:
+    """Sums over the examples that count."""
+    return {name: (values.float() * mask).sum() for name, values in metrics.items()}

@@ -1,0 +1,1 @@
+"""Floor 4, in the parent: child processes and what becomes of them."""

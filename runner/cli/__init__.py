@@ -1,0 +1,1 @@
+"""Floor 5, parent's side: the command line. Nothing here imports torch."""

@@ -1,0 +1,209 @@
+"""Composition: the YAML files and the command line become one configuration.
+
+The only place that reaches into Hydra's internals (pinned at 1.3.8): Hydra composes here before
+it is asked to run anything, so that every mistake is found early and told in our words.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ResultDefault
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from runner.config import trust
+from runner.config.hydra_words import explained, several_values, unreadable
+from runner.config.mistakes import Mistake, listed, nearest_name
+from runner.config.reference import Reference, all_keys, reference_of
+from runner.config.schema import Config
+from runner.config.validate import plain, validate
+from runner.record.errors import ConfigError
+
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+
+_INSTANTIATED = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
+_OPEN = "optim.options."
+
+
+class Composer:
+    """Composes and validates configurations from one set of folders.
+
+    Args:
+        conf: The runner's own YAML files.
+        extra: The user's own YAML files (`--config-dir`), or None.
+        trusted: Top-level packages whose code a configuration may name.
+    """
+
+    def __init__(
+        self, conf: pathlib.Path, *, extra: pathlib.Path | None, trusted: frozenset[str]
+    ) -> None:
+        version.setbase(VERSION_BASE)
+        setup_globals()
+        search_path = create_config_search_path(str(conf))
+        if extra is not None:
+            schema = SearchPathQuery(provider="schema")
+            search_path.prepend("command-line", f"file://{extra.absolute()}", schema)
+        self._loader = ConfigLoaderImpl(search_path)
+        self._trusted = trusted
+        self._split = functools.lru_cache(maxsize=None)(self._split_overrides)
+        self._reference = functools.lru_cache(maxsize=None)(self._compose_reference)
+
+    def config(self, overrides: Sequence[str]) -> Config:
+        """The valid configuration of one run.
+
+        Raises:
+            ConfigError: An override or a YAML file cannot be read, names what is not there,
+                or breaks a rule.
+        """
+        kept, values = self._split(tuple(overrides))
+        self._check_keys(values, self._reference(kept))
+        return self.validated(_task(self._load(overrides, RunMode.RUN)), overrides=overrides)
+
+    def validated(self, cfg: DictConfig, *, overrides: Sequence[str]) -> Config:
+        """The typed form of `cfg`, which was composed from `overrides`.
+
+        Raises:
+            ConfigError: A key, a type or a rule is broken; says what set it.
+        """
+        kept, values = self._split(tuple(overrides))
+        try:
+            return validate(cfg, reference=self._reference(kept), trusted=self._trusted)
+        except Mistake as mistake:
+            origin = self._origin(mistake.key, kept, values)
+            raise ConfigError(f"{mistake}{origin}") from mistake
+
+    def batch(self, overrides: Sequence[str]) -> DictConfig:
+        """Hydra's section for a batch of runs.
+
+        Raises:
+            ConfigError: As for `config`.
+        """
+        hydra: DictConfig = self._load(overrides, RunMode.MULTIRUN).hydra
+        return hydra
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """The overrides, parsed.
+
+        Raises:
+            ConfigError: One cannot be read.
+        """
+        try:
+            return OverridesParser.create(self._loader).parse_overrides(list(overrides))
+        except OverrideParseException as error:
+            raise unreadable(error) from error
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group, such as the jobs that there are."""
+        return self._loader.repository.get_group_options(group, ObjectType.CONFIG)
+
+    def file(self, group: str, option: str) -> Any:
+        """The plain content of one YAML file, as it is written.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            loaded = self._loader.repository.load_config(f"{group}/{option}")
+        except Exception as error:  # as in _load
+            raise explained(error, self.options) from error
+        assert loaded is not None, f"{group}/{option} is listed but not there"
+        return OmegaConf.to_container(loaded.config, resolve=False)
+
+    def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+        try:
+            whole = self._loader.load_configuration(CONFIG_NAME, list(overrides), run_mode=mode)
+        except Exception as error:  # Hydra and PyYAML raise many types; all are a bad file or line
+            raise explained(error, self.options) from error
+        _check_hydra(whole)
+        return whole
+
+    def _compose_reference(self, kept: tuple[str, ...]) -> Reference:
+        return reference_of(_task(self._load(kept, RunMode.RUN)))
+
+    def _split_overrides(
+        self, overrides: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], tuple[Override, ...]]:
+        """What chooses files, and what sets values in them."""
+        for item in self.parse(overrides):
+            if item.is_sweep_override():
+                raise several_values(item)
+        setters = self._defaults(overrides).config_overrides
+        lines = {item.input_line for item in setters if item.key_or_group != "hydra.searchpath"}
+        values = [item for item in setters if not item.is_hydra_override() and item.package is None]
+        return tuple(line for line in overrides if line not in lines), tuple(values)
+
+    def _defaults(self, overrides: Sequence[str]) -> Any:
+        try:
+            return self._loader.compute_defaults_list(CONFIG_NAME, list(overrides), RunMode.RUN)
+        except Exception as error:  # as in _load
+            raise explained(error, self.options) from error
+
+    def _check_keys(self, values: Sequence[Override], reference: Reference) -> None:
+        known = all_keys(reference)
+        for item in values:
+            added = item.is_add() or item.is_force_add()
+            open_ended = added and item.key_or_group.startswith(_OPEN)
+            if item.key_or_group not in known and not open_ended:
+                raise self._no_such_key(item, known)
+
+    def _no_such_key(self, item: Override, known: Sequence[str]) -> ConfigError:
+        key = item.key_or_group
+        trust.refuse_targets({key: item.value()})
+        nearest = nearest_name(key, known)
+        section = key.rpartition(".")[0]
+        beside = [name for name in known if name.rpartition(".")[0] == section]
+        message = f"{item.input_line}: there is no key {key!r}"
+        message += f" (did you mean {nearest!r}?)" if nearest else ""
+        message += f"; beside it there are: {listed(beside)}" if beside else ""
+        if key.startswith(_OPEN):
+            message += f". To hand torch an option that is not listed, add it: +{item.input_line}"
+        return ConfigError(message)
+
+    def _origin(self, key: str, kept: Sequence[str], values: Sequence[Override]) -> str:
+        """What set `key`, as the end of a message."""
+        for item in reversed(values):
+            if key == item.key_or_group or key.startswith(f"{item.key_or_group}."):
+                return f" (on the command line: {item.input_line})"
+        for default in reversed(self._defaults(kept).defaults):
+            if self._sets(default, key):
+                return f" (in {default.config_path}.yaml)"
+        return ""
+
+    def _sets(self, default: ResultDefault, key: str) -> bool:
+        package = default.package or ""
+        loaded = self._loader.repository.load_config(default.config_path or "")
+        if loaded is None or not key.startswith(package):
+            return False
+        inside = key.removeprefix(package).removeprefix(".")
+        return OmegaConf.select(loaded.config, inside, throw_on_missing=False) is not None
+
+
+def _task(whole: DictConfig) -> DictConfig:
+    cfg = whole.copy()
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def _check_hydra(whole: DictConfig) -> None:
+    """Hydra's section may name only Hydra's own code and that of installed plugins."""
+    HydraConfig.instance().set_config(whole)  # for ${hydra:...} in values
+    sections: dict[str, Any] = {
+        name: plain(whole.hydra[name]) for name in _INSTANTIATED if whole.hydra[name]
+    }
+    trust.check_hydra({**sections, "job": {"env_set": plain(whole.hydra.job.env_set)}})

@@ -1,0 +1,157 @@
+"""The typed configuration: every key, its type, its unit and its default.
+
+`conf/` holds values for these keys and nothing else. Keys below `model`, `data.options` and
+`optim.options` are free for jobs, data sources and optimizers to name: the YAML file that
+introduces one fixes its name and type. Rules that span keys are in `runner.config.validate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+
+class Mode(str, enum.Enum):
+    """What to do with the job."""
+
+    train = "train"
+    evaluate = "evaluate"
+
+
+class Precision(str, enum.Enum):
+    """Arithmetic of forward and loss; parameters and optimizer state stay float32."""
+
+    float32 = "float32"
+    bf16 = "bf16"
+
+
+@dataclasses.dataclass(frozen=True)
+class JobConfig:
+    """Which job, and how many examples at a time.
+
+    Attributes:
+        name: The job's name; also the name of its output folder.
+        entry: `module:Class` of a `jobs.base.Job`.
+        about: One line that says what the job trains.
+        batch_size: Examples per optimizer update, over all devices and micro-batches.
+        eval_batch_size: Examples per evaluation step; the last batch is padded and masked.
+    """
+
+    name: str
+    entry: str
+    about: str = ""
+    batch_size: int = 32
+    eval_batch_size: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the examples come from.
+
+    Attributes:
+        name: The data's name.
+        entry: `module:function` that returns a `jobs.base.Dataset`.
+        root: Folder of the user's own data, or null.
+        workers: Threads that prepare examples.
+        prefetch: Batches that are kept ready on the device.
+        options: The source's own settings.
+    """
+
+    name: str
+    entry: str
+    root: str | None = None
+    workers: int = 2
+    prefetch: int = 2
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendConfig:
+    """How a training step becomes a program.
+
+    Attributes:
+        name: One of the names in `runner.config.names.BACKENDS`.
+    """
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer.
+
+    Attributes:
+        name: Name of a class in `torch.optim`.
+        lr: Peak learning rate.
+        options: Further arguments of the class, such as `momentum`.
+    """
+
+    name: str
+    lr: float
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run, as a factor on `optim.lr`.
+
+    Attributes:
+        name: "constant", "linear" or "cosine": the way down after warm-up.
+        warmup_steps: Updates of linear warm-up.
+        final_fraction: Factor at the last update.
+    """
+
+    name: str = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class HardwareConfig:
+    """What the job runs on.
+
+    Attributes:
+        name: "auto" (TPU chips if there are any, else the CPU), "cpu" or "tpu".
+        devices: Devices to use; null means one on the CPU and all chips on a TPU.
+        peak_flops_per_s: Peak FLOP/s of one device for `util/mfu`; null where it is unknown.
+    """
+
+    name: str = "auto"
+    devices: int | None = None
+    peak_flops_per_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+        mode: "train", or "evaluate" to pass once over the held-out data.
+        steps: Optimizer updates.
+        seed: Fixes initial weights, data order, augmentation and dropout.
+        precision: "float32" or "bf16" (autocast).
+        grad_clip_norm: Largest global gradient norm, or null.
+        accumulate_steps: Micro-batches that one update is split into.
+        log_every: Updates between two points in TensorBoard and metrics.jsonl.
+        eval_every: Updates between two evaluations; 0 evaluates only at the end.
+        strict: Whether a recompile after warm-up is an error.
+        model: The job's own settings.
+    """
+
+    job: JobConfig
+    data: DataConfig
+    backend: BackendConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    hardware: HardwareConfig
+    mode: Mode = Mode.train
+    steps: int = 100
+    seed: int = 0
+    precision: Precision = Precision.float32
+    grad_clip_norm: float | None = None
+    accumulate_steps: int = 1
+    log_every: int = 1
+    eval_every: int = 0
+    strict: bool = False
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)

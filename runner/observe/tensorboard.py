@@ -1,0 +1,167 @@
+"""TensorBoard event files, written with TensorBoard's own protos and record format.
+
+Every record is in the file when the call returns: what was written before a kill is kept.
+Which tags there are is `metrics.Tally`'s to say; this module only writes them down.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.plugins.text import metadata as text_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from runner.observe import hparams as hp
+from runner.observe.appender import Appender
+from runner.observe.metrics import Point
+from runner.record.outcome import State
+
+#: Charts of the custom scalars dashboard: category, then title and tags of each chart.
+_LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
+    "time": {
+        "compile time (s)": ("compile/total_s", "compile/first_step_s"),
+        "step time (ms)": ("step/time_ms", "step/host_ms", "step/data_wait_ms"),
+    },
+    "compiles": {
+        "compiles": ("compile/count", "compile/recompiles"),
+        "throughput (examples/s)": ("throughput/examples_per_s",),
+    },
+    "learning": {"loss": ("train/loss", "eval/loss")},
+}
+
+_serial = itertools.count()
+
+
+class TensorBoardWriter:
+    """Writes one run's event file.
+
+    Args:
+        folder: The run's TensorBoard folder.
+        hparams: The settings of the run, by dotted key.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, hparams: Mapping[str, hp.HParam]) -> None:
+        # Readers take a folder's files in the order of their names: of two processes that
+        # continue one run in the same second, the later must sort behind.
+        now = f"{time.time():017.6f}"
+        host = socket.gethostname()
+        name = f"events.out.tfevents.{now}.{host}.{os.getpid()}.{next(_serial)}"
+        self._appender = Appender(folder / name)
+        self._records = RecordWriter(self._appender)
+        self._hparams = dict(hparams)
+        self._has_experiment = False
+        for event in (
+            event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
+            _event(_layout()),
+            _event(hp.session_start(self._hparams, time_s=time.time())),
+        ):
+            self._records.write(event.SerializeToString())
+
+    def scalars(self, point: Point) -> None:
+        """Write a point under each of its tags.
+
+        Raises:
+            OSError: It could not be written; it will be tried again with the next one.
+        """
+        values = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=value)
+            for tag, value in point.values.items()
+        ]
+        self._write(_event(summary_pb2.Summary(value=values), step=point.step, at=point.time))
+
+    def text(self, tag: str, *, markdown: str, step: int = 0) -> None:
+        """Write a text.
+
+        Raises:
+            OSError: See `scalars`.
+        """
+        value = summary_pb2.Summary.Value(
+            tag=tag,
+            metadata=text_metadata.create_summary_metadata(tag, ""),
+            tensor=_string_tensor(markdown.encode("utf-8", "replace"), shape=(1,)),
+        )
+        self._write(_event(summary_pb2.Summary(value=[value]), step=step))
+
+    def compare_by(self, metrics: Sequence[str]) -> None:
+        """Say, once, by which scalars the jobs of a sweep are compared.
+
+        Raises:
+            OSError: See `scalars`.
+        """
+        if not self._has_experiment:
+            self._has_experiment = True
+            now = time.time()
+            self._write(_event(hp.experiment(self._hparams, metrics=metrics, time_s=now)))
+
+    def purge(self, step: int) -> None:
+        """Tell readers to drop the points from `step` on: these steps will be repeated.
+
+        Raises:
+            OSError: See `scalars`.
+        """
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
+
+    def close(self, state: State) -> None:
+        """Write how the run ended and close the file.
+
+        Raises:
+            OSError: There was no room on the disk.
+        """
+        try:
+            end = hp.session_end(state, time_s=time.time())
+            if end is not None:
+                self._write(_event(end))
+        finally:
+            self._appender.close()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+
+def _event(summary: Any, *, step: int = 0, at: float | None = None) -> Any:
+    wall_time = time.time() if at is None else at
+    return event_pb2.Event(wall_time=wall_time, step=step, summary=summary)
+
+
+def _string_tensor(content: bytes, *, shape: tuple[int, ...]) -> Any:
+    dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in shape]
+    return tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_STRING,
+        string_val=[content],
+        tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims),
+    )
+
+
+def _layout() -> Any:
+    layout = layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(
+                title=category,
+                chart=[
+                    layout_pb2.Chart(
+                        title=title,
+                        multiline=layout_pb2.MultilineChartContent(tag=[f"^{t}$" for t in tags]),
+                    )
+                    for title, tags in charts.items()
+                ],
+            )
+            for category, charts in _LAYOUT.items()
+        ]
+    )
+    value = summary_pb2.Summary.Value(
+        tag=layout_metadata.CONFIG_SUMMARY_TAG,
+        metadata=layout_metadata.create_summary_metadata(),
+        tensor=_string_tensor(layout.SerializeToString(), shape=()),
+    )
+    return summary_pb2.Summary(value=[value])

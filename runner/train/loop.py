@@ -1,0 +1,186 @@
+"""The training loop.
+
+The order is fixed: stop? next batch, step, clock, log, evaluate. The host never waits for
+the step that it has just handed over; every place where it does wait is marked `# sync:`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import psutil
+from torch import Tensor
+
+from runner.backends.base import Backend
+from runner.config.schema import Config
+from runner.record.errors import NonFiniteError
+from runner.record.events import Evaluated, Event, Phase, StepRecord, Steps
+from runner.train.build import Built
+from runner.train.clock import FinishedStep, StepClock, fetch
+from runner.train.input import InputPipeline, evaluation_batches
+from runner.train.order import BatchOrder
+from runner.train.schedule import learning_rate
+from runner.train.signals import StopFlag
+
+#: Seconds between two readings of memory in use.
+_MEMORY_EVERY_S = 1.0
+
+
+@dataclasses.dataclass
+class Training:
+    """One run of one job on one backend.
+
+    Attributes:
+        config: What was asked for.
+        built: The job and its data.
+        backend: The compiled step and the state.
+        send: Where events go.
+        stop: Whether to stop early.
+        step: Completed updates.
+    """
+
+    config: Config
+    built: Built
+    backend: Backend
+    send: Callable[[Event], None]
+    stop: StopFlag
+    step: int = 0
+
+    def train(self) -> None:
+        """Train from the current step to the last, then evaluate.
+
+        Raises:
+            StopRequested: A signal asked for it.
+            NonFiniteError: The loss is not a number.
+            DataError: An example cannot be read.
+        """
+        config = self.config
+        order = BatchOrder(len(self.built.data.train), config.job.batch_size, config.seed)
+        clock = StepClock(self.backend)
+        log = StepLog(self)
+        self.send(Phase("training"))
+        with InputPipeline(
+            self.built.data.train,
+            order,
+            first_step=self.step,
+            last_step=config.steps,
+            place=self.backend.place,
+            depth=config.data.prefetch,
+        ) as batches:
+            clock.resume()
+            while self.step < config.steps:
+                if self.stop.requested:
+                    log.add(clock.finished(drain=True))  # sync: the end of the run
+                    raise self.stop.error(self.step)
+
+                start = clock.now()
+                batch = next(batches)
+                ready = clock.now()
+
+                lr = self.lr(self.step)
+                self.backend.log.step = self.step
+                metrics = self.backend.train_step(batch, step=self.step, lr=lr)
+                self.step += 1
+                clock.launched(self.step, metrics, host_s=clock.now() - ready, wait_s=ready - start)
+
+                log.add(clock.finished())  # sync: the step before this one
+
+                if self.evaluation_due():
+                    log.add(clock.finished(drain=True))  # sync: before a pause
+                    self.evaluate()
+                    self.send(Phase("training"))
+                    clock.resume()
+            log.add(clock.finished(drain=True))  # sync: the end of the run
+        self.evaluate()
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the update after `step` completed ones."""
+        config = self.config
+        return learning_rate(config.schedule, lr=config.optim.lr, step=step, steps=config.steps)
+
+    def evaluation_due(self) -> bool:
+        """Whether to evaluate now, between two steps."""
+        every = self.config.eval_every
+        return every > 0 and self.step % every == 0 and self.step < self.config.steps
+
+    def evaluate(self) -> None:
+        """Pass once over the held-out data; every example counts once."""
+        source = self.built.data.heldout
+        if source is None or len(source) == 0:
+            return
+        self.send(Phase("evaluating"))
+        start = time.perf_counter()
+        sums: list[Mapping[str, Tensor]] = []
+        for arrays, mask in evaluation_batches(source, self.config.job.eval_batch_size):
+            placed = self.backend.place({**arrays, "mask": mask})
+            mask_on_device = placed.pop("mask")
+            sums.append(self.backend.eval_step(placed, mask_on_device))
+        metrics = {  # sync: the end of an evaluation
+            name: sum(fetch(part[name]) for part in sums) / len(source) for name in sums[0]
+        }
+        seconds = time.perf_counter() - start
+        self.send(Evaluated(self.step, metrics, examples=len(source), seconds=seconds))
+
+
+class StepLog:
+    """Turns finished steps into events, one every `log_every` steps."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._records: list[StepRecord] = []
+        self._process = psutil.Process()
+        self._memory = (0, 0)
+        self._memory_read_s = -_MEMORY_EVERY_S
+        self._tokens = training.built.job.tokens_per_example()
+
+    def add(self, steps: list[FinishedStep]) -> None:
+        """Take finished steps.
+
+        Raises:
+            NonFiniteError: The loss of one is not a number.
+        """
+        for step in steps:
+            self._add(step)
+
+    def _add(self, finished: FinishedStep) -> None:
+        training, record = self._training, finished.record
+        self._records.append(record)
+        finite = math.isfinite(finished.loss)
+        last = record.step == training.config.steps
+        if record.step % training.config.log_every == 0 or last or not finite:
+            self._send(finished)
+        if not finite:
+            raise NonFiniteError(
+                f"the loss must be a finite number; it was {finished.loss} at step {record.step}"
+            )
+
+    def _send(self, finished: FinishedStep) -> None:
+        training, step = self._training, finished.record.step
+        others = {n: fetch(v) for n, v in finished.metrics.items() if n != "loss"}
+        compile_count, compile_s = training.backend.compile_totals()
+        batch_size = training.config.job.batch_size
+        device_bytes, host_bytes = self._memory_bytes()
+        training.send(
+            Steps(
+                records=self._records,
+                metrics={"loss": finished.loss, "lr": training.lr(step - 1), **others},
+                compile_count=compile_count,
+                compile_s=compile_s,
+                device_bytes=device_bytes,
+                host_rss_bytes=host_bytes,
+                examples_per_step=batch_size,
+                tokens_per_step=batch_size * self._tokens,
+            )
+        )
+        self._records = []
+
+    def _memory_bytes(self) -> tuple[int, int]:
+        now = time.perf_counter()
+        if now - self._memory_read_s >= _MEMORY_EVERY_S:
+            backend = self._training.backend
+            self._memory = (backend.memory_bytes(), self._process.memory_info().rss)
+            self._memory_read_s = now
+        return self._memory

@@ -1,0 +1,62 @@
+"""The XLA device: opening it, seeding it, moving batches to it, waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from runner.record.errors import DeviceError
+from runner.xla.binding import binding, torch_xla, xla_model
+
+
+def open_device() -> torch.device:
+    """The default XLA device of this process, which `PJRT_DEVICE` chose.
+
+    Raises:
+        DeviceError: The runtime cannot open it: no chip, or a chip that is still busy.
+    """
+    try:
+        device: torch.device = torch_xla.device()
+    except RuntimeError as error:
+        raise DeviceError(f"the XLA device cannot be opened: {error}") from error
+    return device
+
+
+def device_count() -> int:
+    """Devices that this process drives."""
+    return int(binding._xla_num_devices())
+
+
+def manual_seed(seed: int) -> None:
+    """Seed the random operations that run on the device from now on."""
+    torch_xla.manual_seed(seed)  # type: ignore[no-untyped-call]
+
+
+def sync() -> None:
+    """Hand all pending lazy operations to the device; does not wait for them."""
+    torch_xla.sync()
+
+
+def wait() -> None:
+    """Wait until the device has done everything that it was handed."""
+    torch_xla.sync()
+    xla_model.wait_device_ops()
+
+
+def place(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on the device: one transfer for all of its tensors."""
+    names = list(batch)
+    moved = binding._xla_tensors_from_aten(
+        [batch[name] for name in names], [str(device)] * len(names), None
+    )
+    return dict(zip(names, moved, strict=True))
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Bytes that the runtime holds on the device, or None where it does not tell (CPU)."""
+    try:
+        return int(xla_model.get_memory_info(device)["bytes_used"])
+    except RuntimeError:
+        return None

@@ -1,0 +1,118 @@
+"""Runs of the faulty job in real processes, through the real supervisor."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+from runner.batch.supervise import RunPlan, supervise
+from runner.config.codec import config_from_json
+from runner.config.schema import Config
+from runner.record.outcome import Result
+from runner.record.rundir import RunDir
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def config(**changes: Any) -> Config:
+    """A small run of the faulty job on the `eager` backend; keys with dots reach inside."""
+    plain: dict[str, Any] = {
+        "job": {"name": "faulty", "entry": "tests.faulty:Faulty", "batch_size": 8},
+        "data": {
+            "name": "numbers",
+            "entry": "tests.faulty:numbers",
+            "options": {"broken_from": None},
+        },
+        "backend": {"name": "eager"},
+        "optim": {"name": "SGD", "lr": 0.1},
+        "schedule": {"name": "constant"},
+        "hardware": {"name": "cpu"},
+        "steps": 6,
+        "model": {"fault": "none", "step_s": 0.0},
+    }
+    for key, value in changes.items():
+        *sections, name = key.split("__")
+        target = plain
+        for section in sections:
+            target = target[section]
+        target[name] = value
+    return config_from_json(plain)
+
+
+def run(folder: pathlib.Path, **changes: Any) -> tuple[Result, RunDir]:
+    """Supervise a run in this process."""
+    run_dir = RunDir(folder)
+    plan = RunPlan(overrides=["fault"], config_yaml="job: faulty\n", tensorboard_root=folder)
+    return supervise(config(**changes), run_dir, plan=plan), run_dir
+
+
+def result_json(run_dir: RunDir) -> dict[str, Any]:
+    """The result file's content."""
+    content: dict[str, Any] = json.loads(run_dir.result.read_text())
+    return content
+
+
+def start_parent(folder: pathlib.Path, **changes: Any) -> subprocess.Popen[str]:
+    """A parent of its own in a new process, to be sent signals."""
+    request = json.dumps({"folder": str(folder), "changes": changes})
+    code = (
+        "import json, sys, pathlib; from tests.batch import runs; "
+        "asked = json.loads(sys.argv[1]); "
+        "result, _ = runs.run(pathlib.Path(asked['folder']), **asked['changes']); "
+        "sys.exit(result.exit_code)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, request],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(run_dir: RunDir, step: int, *, limit_s: float = 60.0) -> None:
+    """Wait until the journal shows the step."""
+    wait_until(lambda: last_step(run_dir) >= step, limit_s=limit_s)
+
+
+def last_step(run_dir: RunDir) -> int:
+    """The newest step in the journal; 0 before the first."""
+    try:
+        lines = run_dir.metrics.read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def wait_until(condition: Any, *, limit_s: float = 60.0) -> None:
+    """Poll until the condition holds.
+
+    Raises:
+        TimeoutError: It does not in time.
+    """
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the condition did not come true")
+        time.sleep(0.02)
+
+
+def worker_pid(run_dir: RunDir) -> int:
+    """The process id that the worker gave."""
+    content = json.loads(run_dir.environment.read_text())
+    pid: int = content["device"]["pid"]
+    return pid
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in ("Z", "X")
