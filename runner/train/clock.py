@@ -1,11 +1,18 @@
-"""Step times: from the end of one step to the end of the next, pauses left out."""
+"""Step times: from the end of one step to the end of the next, pauses left out.
+
+A thread waits for each step in turn, so that its end is seen when it happens, while the loop
+already hands the next step over. It also passes finished steps on, so that logging is off
+the loop's path.
+"""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import queue
+import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
 
 from torch import Tensor
 
@@ -14,6 +21,8 @@ from runner.record.events import StepRecord
 
 #: Seconds between two readings of the runtime's program counter, which costs 50 us when full.
 _PROGRAMS_EVERY_S = 0.2
+#: Steps that wait to be waited for: with the one that runs, how far the host runs ahead.
+_AHEAD = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +34,21 @@ class FinishedStep:
     metrics: Metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class _Launch:
+    step: int
+    metrics: Metrics
+    host_s: float
+    wait_s: float
+    programs: float
+
+
 class StepClock:
     """Follows steps that were handed to the device until they end.
 
-    Up to `depth` steps are in flight: the host waits for a step only after it has handed
-    over `depth` more, so that the device always has its next program.
-
     Args:
         backend: Asked for its counts of compiles and programs.
-        depth: Steps in flight.
+        on_end: Called with each finished step, in order, in the clock's thread.
         now: Monotonic seconds.
     """
 
@@ -41,61 +56,111 @@ class StepClock:
         self,
         backend: Backend,
         *,
-        depth: int = 1,
+        on_end: Callable[[FinishedStep], None],
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.now = now
         self._backend = backend
-        self._depth = depth
-        self._flight: collections.deque[tuple[int, Metrics, float, float]] = collections.deque()
-        self._last_end = now()
-        self._compiles = backend.compile_totals()[0]
-        self._programs = backend.programs()
-        self._programs_read = (self._last_end, 0)
-        self._programs_per_step = 0.0
+        self._on_end = on_end
+        self._launches: queue.Queue[_Launch | None] = queue.Queue(maxsize=_AHEAD)
+        self._error: BaseException | None = None
+        self._programs = _ProgramRate(backend, now)
+        self.resume()
+        self._thread = threading.Thread(target=self._watch, name="step-clock", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> StepClock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._launches.put(None)
+        self._thread.join()
 
     def resume(self) -> None:
-        """Start counting again after a pause (start, evaluation, checkpoint)."""
-        assert not self._flight, "drain before a pause"
+        """Start counting after a pause (start, evaluation, checkpoint); drain before one."""
         self._last_end = self.now()
         self._compiles = self._backend.compile_totals()[0]
 
     def launched(self, step: int, metrics: Metrics, *, host_s: float, wait_s: float) -> None:
-        """Note a step that the device was handed; `step` counts it as completed."""
-        self._flight.append((step, metrics, host_s, wait_s))
+        """Note a step that the device was handed; `step` counts it as completed.
 
-    def finished(self, *, drain: bool = False) -> list[FinishedStep]:
-        """The steps that have ended, oldest first; all of them when draining."""
-        keep = 0 if drain else self._depth
-        ended = []
-        while len(self._flight) > keep:
-            ended.append(self._end(*self._flight.popleft()))
-        return ended
+        sync: waits while more than one earlier step has not ended.
 
-    def _end(self, step: int, metrics: Metrics, host_s: float, wait_s: float) -> FinishedStep:
-        loss = fetch(metrics["loss"])
+        Raises:
+            BaseException: What `on_end` raised for an earlier step.
+        """
+        self._raise_error()
+        programs = self._programs.per_step(step)
+        self._launches.put(_Launch(step, metrics, host_s, wait_s, programs))
+
+    def drain(self) -> None:
+        """Wait until every step has ended.
+
+        sync: for a pause or the end of the run.
+
+        Raises:
+            BaseException: What `on_end` raised for one of them.
+        """
+        self._launches.join()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _watch(self) -> None:
+        while True:
+            launch = self._launches.get()
+            try:
+                if launch is None:
+                    return
+                if self._error is None:
+                    self._on_end(self._end(launch))
+            except BaseException as error:
+                self._error = error
+            finally:
+                self._launches.task_done()
+
+    def _end(self, launch: _Launch) -> FinishedStep:
+        loss = fetch(launch.metrics["loss"])
         end = self.now()
         compiles = self._backend.compile_totals()[0]
         record = StepRecord(
-            step=step,
+            step=launch.step,
             time_ms=(end - self._last_end) * 1e3,
-            host_ms=host_s * 1e3,
-            data_wait_ms=wait_s * 1e3,
-            programs=self._count_programs(step, end),
+            host_ms=launch.host_s * 1e3,
+            data_wait_ms=launch.wait_s * 1e3,
+            programs=launch.programs,
             compiled=compiles != self._compiles,
         )
         self._last_end, self._compiles = end, compiles
-        return FinishedStep(record, loss, metrics)
+        return FinishedStep(record, loss, launch.metrics)
 
-    def _count_programs(self, step: int, now: float) -> float:
-        then, at_step = self._programs_read
-        launched = step + len(self._flight)
-        if launched > at_step and (now - then >= _PROGRAMS_EVERY_S or not self._programs_per_step):
-            programs = self._backend.programs()
-            self._programs_per_step = (programs - self._programs) / (launched - at_step)
-            self._programs = programs
-            self._programs_read = (now, launched)
-        return self._programs_per_step
+
+class _ProgramRate:
+    """Device programs a step, read now and then."""
+
+    def __init__(self, backend: Backend, now: Callable[[], float]) -> None:
+        self._backend = backend
+        self._now = now
+        self._read_at = -_PROGRAMS_EVERY_S
+        self._step: int | None = None
+        self._count = backend.programs()
+        self._rate = 0.0
+
+    def per_step(self, step: int) -> float:
+        now = self._now()
+        if now - self._read_at >= _PROGRAMS_EVERY_S:
+            count = self._backend.programs()
+            steps = 1 if self._step is None else step - self._step
+            self._rate = (count - self._count) / steps
+            self._read_at, self._step, self._count = now, step, count
+        return self._rate
 
 
 def fetch(scalar: Tensor) -> float:

@@ -65,7 +65,7 @@ class Prefetcher(Generic[T]):
                     if self._end is None:
                         self._ready.append(item)
                         self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001 - the consumer raises it again
+        except BaseException as error:
             with self._changed:
                 self._end = self._end or error
                 self._changed.notify_all()

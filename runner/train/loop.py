@@ -58,42 +58,38 @@ class Training:
             DataError: An example cannot be read.
         """
         config = self.config
-        order = BatchOrder(len(self.built.data.train), config.job.batch_size, config.seed)
-        clock = StepClock(self.backend)
-        log = StepLog(self)
-        self.send(Phase("training"))
-        with InputPipeline(
-            self.built.data.train,
-            order,
+        source = self.built.data.train
+        pipeline = InputPipeline(
+            source,
+            BatchOrder(len(source), config.job.batch_size, config.seed),
             first_step=self.step,
             last_step=config.steps,
             place=self.backend.place,
             depth=config.data.prefetch,
-        ) as batches:
-            clock.resume()
+        )
+        self.send(Phase("training"))
+        with StepClock(self.backend, on_end=StepLog(self).add) as clock, pipeline as batches:
             while self.step < config.steps:
                 if self.stop.requested:
-                    log.add(clock.finished(drain=True))  # sync: the end of the run
+                    clock.drain()  # sync: the end of the run
                     raise self.stop.error(self.step)
 
                 start = clock.now()
                 batch = next(batches)
                 ready = clock.now()
 
-                lr = self.lr(self.step)
                 self.backend.log.step = self.step
-                metrics = self.backend.train_step(batch, step=self.step, lr=lr)
+                metrics = self.backend.train_step(batch, step=self.step, lr=self.lr(self.step))
                 self.step += 1
+                # sync: the step before the last one; the device has this one to go on with.
                 clock.launched(self.step, metrics, host_s=clock.now() - ready, wait_s=ready - start)
 
-                log.add(clock.finished())  # sync: the step before this one
-
                 if self.evaluation_due():
-                    log.add(clock.finished(drain=True))  # sync: before a pause
+                    clock.drain()  # sync: before a pause
                     self.evaluate()
                     self.send(Phase("training"))
                     clock.resume()
-            log.add(clock.finished(drain=True))  # sync: the end of the run
+            clock.drain()  # sync: the end of the run
         self.evaluate()
 
     def lr(self, step: int) -> float:
@@ -136,16 +132,12 @@ class StepLog:
         self._memory_read_s = -_MEMORY_EVERY_S
         self._tokens = training.built.job.tokens_per_example()
 
-    def add(self, steps: list[FinishedStep]) -> None:
-        """Take finished steps.
+    def add(self, finished: FinishedStep) -> None:
+        """Take a finished step.
 
         Raises:
-            NonFiniteError: The loss of one is not a number.
+            NonFiniteError: Its loss is not a number.
         """
-        for step in steps:
-            self._add(step)
-
-    def _add(self, finished: FinishedStep) -> None:
         training, record = self._training, finished.record
         self._records.append(record)
         finite = math.isfinite(finished.loss)

@@ -39,9 +39,7 @@ class TiedNet(nn.Module):
         return self.head(F.relu(self.frozen(features)))
 
 
-def recipe(
-    make_optimizer: Optim | None = None, *, dropout: float = 0.0, **changes: Any
-) -> Recipe:
+def recipe(make_optimizer: Optim | None = None, *, dropout: float = 0.0, **changes: Any) -> Recipe:
     """A recipe for `TiedNet` with weights from a fixed seed."""
     torch.manual_seed(7)
 

@@ -48,8 +48,10 @@ def test_no_image_is_in_both_parts() -> None:
 
 def test_pixels_are_normalised_and_typed() -> None:
     batch = digits(request(image_size=28)).train.batch(np.arange(4000), rng=None)
-    assert batch["image"].dtype == np.float32 and batch["label"].dtype == np.int64
-    assert abs(batch["image"].mean()) < 0.05 and abs(batch["image"].std() - 1) < 0.05
+    assert batch["image"].dtype == np.float32
+    assert batch["label"].dtype == np.int64
+    assert abs(batch["image"].mean()) < 0.05
+    assert abs(batch["image"].std() - 1) < 0.05
 
 
 def test_channels_repeat_the_grey_value() -> None:

@@ -53,9 +53,11 @@ def test_every_image_is_found_and_labelled_by_its_folder(root: pathlib.Path) -> 
     images, labels = all_of(data)
     assert data.facts == {"classes": 3, "channels": 3, "image_size": 16}
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert images.shape == (12, 3, 16, 16) and images.dtype == np.float32
+    assert images.shape == (12, 3, 16, 16)
+    assert images.dtype == np.float32
     assert labels.dtype == np.int64
-    assert data.heldout is not None and len(data.heldout) == 12
+    assert data.heldout is not None
+    assert len(data.heldout) == 12
 
 
 def test_images_in_folders_below_a_class_belong_to_it(root: pathlib.Path) -> None:
@@ -125,7 +127,8 @@ def test_an_image_of_any_shape_can_be_cropped(
     save_image(tmp_path / "train" / "one" / "0.png", 0, width=shape[0], height=shape[1])
     source = imagefolder(request(tmp_path)).train
     views = source.batch(np.zeros(20, dtype=np.int64), rng=np.random.default_rng(0))["image"]
-    assert views.shape == (20, 3, 16, 16) and np.isfinite(views).all()
+    assert views.shape == (20, 3, 16, 16)
+    assert np.isfinite(views).all()
 
 
 def test_augmentation_does_not_depend_on_the_number_of_threads(root: pathlib.Path) -> None:
@@ -136,13 +139,15 @@ def test_augmentation_does_not_depend_on_the_number_of_threads(root: pathlib.Pat
         )["image"]
         for workers in (1, 4, 4)
     )
-    assert (one == four).all() and (four == again).all()
+    assert (one == four).all()
+    assert (four == again).all()
 
 
 def test_classes_and_files_come_in_sorted_order(root: pathlib.Path) -> None:
     images, labels = all_of(imagefolder(request(root)))
     again, labels_again = all_of(imagefolder(request(root)))
-    assert (images == again).all() and (labels == labels_again).all()
+    assert (images == again).all()
+    assert (labels == labels_again).all()
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
@@ -176,7 +181,7 @@ def test_a_root_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(DataError, match="loop"):
         imagefolder(request(tmp_path / "loop"))
-    with pytest.raises(DataError, match="cannot be listed"):
+    with pytest.raises(DataError, match="longlong"):
         imagefolder(request(tmp_path / ("long" * 100)))
 
 

@@ -52,7 +52,8 @@ def test_loss_is_a_scalar_that_reaches_every_parameter(job: Job) -> None:
     model = job.build()
     loss = job.loss(model, batch_of(4))
     loss.backward()
-    assert loss.shape == () and torch.isfinite(loss)
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -96,7 +97,8 @@ def test_the_small_stem_keeps_the_resolution() -> None:
     with torch.device("meta"):
         for stem, side in (("small", 24), ("imagenet", 6)):
             model = resnet(stem=stem).build()
-            assert isinstance(model.conv1, nn.Module) and isinstance(model.maxpool, nn.Module)
+            assert isinstance(model.conv1, nn.Module)
+            assert isinstance(model.maxpool, nn.Module)
             assert model.maxpool(model.conv1(torch.empty(1, 1, 24, 24))).shape == (
                 1,
                 64,
@@ -120,14 +122,16 @@ def test_label_smoothing_raises_the_loss_of_a_sure_and_right_answer() -> None:
 
     batch = batch_of(4)
     plain, smooth = (resnet(label_smoothing=s).loss(Sure(), batch).item() for s in (0.0, 0.1))
-    assert plain < 1e-6 and smooth > 1
+    assert plain < 1e-6
+    assert smooth > 1
 
 
 def test_norms_and_biases_have_no_weight_decay() -> None:
     job = resnet()
     model = job.build()
     decayed, free = job.parameter_groups(model)
-    assert "weight_decay" not in decayed and free["weight_decay"] == 0.0
+    assert "weight_decay" not in decayed
+    assert free["weight_decay"] == 0.0
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(free["params"]) == 2 * len(norms) + 1
     together = {id(p) for p in itertools.chain(decayed["params"], free["params"])}

@@ -146,9 +146,11 @@ def on_terminal(**environment: str) -> str:
 
 def test_on_a_terminal_progress_is_drawn_and_the_log_scrolls_above() -> None:
     text = on_terminal()
-    assert "\x1b[?25l" in text and text.count("\x1b[?25h") == 1
+    assert "\x1b[?25l" in text
+    assert text.count("\x1b[?25h") == 1
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    assert "step 6/6" in plain and "ms/step" in plain
+    assert "step 6/6" in plain
+    assert "ms/step" in plain
     assert plain.count("[b]a line\u2026 of the log[/b]") == 6
     assert "eval at step 6: loss 0.7000  accuracy 0.7500  (100 examples)" in plain
     assert plain.rstrip().endswith("tensorboard --logdir outputs/toy")
@@ -166,12 +168,14 @@ def test_colour_is_left_out_where_it_is_not_wanted() -> None:
 
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     text = on_terminal(TERM="dumb")
-    assert "\x1b" not in text and "step 1/6  loss 2.0000" in text
+    assert "\x1b" not in text
+    assert "step 1/6  loss 2.0000" in text
 
 
 def test_a_locale_without_unicode_is_no_obstacle() -> None:
     text = on_terminal(PYTHONIOENCODING="ascii")
-    assert text.isascii() and "a line? of the log" in text
+    assert text.isascii()
+    assert "a line? of the log" in text
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
@@ -190,7 +194,8 @@ def test_a_reader_that_goes_away_does_not_end_the_run(closed: str) -> None:
     text = kept.read().decode()
     kept.close()
     assert process.wait(timeout=60) == 0
-    assert "Traceback" not in text and "BrokenPipe" not in text
+    assert "Traceback" not in text
+    assert "BrokenPipe" not in text
     assert ("step 6/6" if closed == "stdout" else "toy (openxla)") in text
 
 

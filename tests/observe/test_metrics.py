@@ -106,13 +106,15 @@ def test_an_event_of_several_steps_gives_the_mean_of_those_that_did_not_compile(
         StepRecord(3, 30.0, 3.0, 2.0, 2, False),
     ]
     point = tally.take(Steps(records, {"loss": 1.0}, 1, 2.0, 3, 4, 30))
-    assert point is not None and point.step == 3
+    assert point is not None
+    assert point.step == 3
     values = point.values
     assert (values["step/time_ms"], values["step/host_ms"]) == (20.0, 2.0)
     assert (values["step/data_wait_ms"], values["step/programs"]) == (1.0, 1.5)
     assert values["throughput/examples_per_s"] == 1500.0
     assert values["compile/first_step_s"] == 9.0
-    assert "throughput/tokens_per_s" not in values and "util/mfu" not in values
+    assert "throughput/tokens_per_s" not in values
+    assert "util/mfu" not in values
 
 
 def test_productive_fraction_is_of_the_wall_clock(clock: Clock) -> None:

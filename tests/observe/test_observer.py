@@ -123,7 +123,8 @@ def test_texts_show_configuration_environment_and_graphs(
     assert "| worker.versions.torch | 2.9.0 |" in texts["environment"]
     rows = texts["compile/graphs"].splitlines()
     assert rows[2] == "| forward | 120 | 0.500 | 1.500 | 0.00 | 0 | first call | abc |"
-    assert len(rows) == 6 and "**recompile** input 0: float32[32] -> float32[16] \\| x" in rows[5]
+    assert len(rows) == 6
+    assert "**recompile** input 0: float32[32] -> float32[16] \\| x" in rows[5]
     content = reader.SummaryMetadata("config").plugin_data
     assert content.plugin_name == "text"
 

@@ -87,7 +87,9 @@ def test_a_run_that_starts_later_gets_the_same_batches() -> None:
         whole = list(batches)
     with pipeline(source, first_step=4, last_step=6) as batches:
         resumed = list(batches)
-    assert [torch.equal(a["image"], b["image"]) for a, b in zip(whole[4:], resumed)] == [True] * 2
+    assert [
+        torch.equal(a["image"], b["image"]) for a, b in zip(whole[4:], resumed, strict=False)
+    ] == [True] * 2
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -260,8 +262,10 @@ def test_evaluation_counts_every_example_exactly_once(examples: int, batch_size:
     counted: list[int] = []
     for batch, mask in evaluation_batches(Numbers(examples), batch_size):
         assert mask.shape == batch["number"].shape == (batch_size,)
-        assert mask.dtype == torch.float32 and set(mask.tolist()) <= {0.0, 1.0}
-        assert 0 <= batch["number"].min() and batch["number"].max() < examples
+        assert mask.dtype == torch.float32
+        assert set(mask.tolist()) <= {0.0, 1.0}
+        assert batch["number"].min() >= 0
+        assert batch["number"].max() < examples
         counted += batch["number"][mask.bool()].tolist()
     assert counted == list(range(examples))
 

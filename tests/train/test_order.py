@@ -28,7 +28,8 @@ def test_an_epoch_has_no_example_twice_and_drops_less_than_a_batch(
     seen = np.concatenate([order.indices(step) for step in steps])
     assert len(set(seen.tolist())) == len(seen)
     assert 0 <= examples - len(seen) < batch_size
-    assert seen.min() >= 0 and seen.max() < examples
+    assert seen.min() >= 0
+    assert seen.max() < examples
 
 
 @given(SIZES, SEEDS, st.lists(st.integers(0, 1000), min_size=1, max_size=10))
@@ -41,7 +42,8 @@ def test_a_batch_depends_on_seed_and_step_alone(
     for step in steps:
         indices = order.indices(step)
         fresh = BatchOrder(examples, batch_size, seed).indices(step)
-        assert indices.dtype == np.int64 and indices.shape == (batch_size,)
+        assert indices.dtype == np.int64
+        assert indices.shape == (batch_size,)
         assert (indices == fresh).all()
 
 
