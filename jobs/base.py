@@ -34,7 +34,7 @@ class Source(Protocol):
         """How many examples there are."""
 
     def batch(self, indices: npt.NDArray[np.int64], *, rng: np.random.Generator | None) -> Arrays:
-        """The examples at `indices`, stacked: arrays of shape [len(indices), ...].
+        """The examples at `indices`, stacked: new arrays of shape [len(indices), ...].
 
         Args:
             indices: Positions of the examples, each in [0, len(self)).

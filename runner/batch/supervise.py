@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -75,6 +76,8 @@ def supervise(config: Config, run_dir: RunDir, *, plan: RunPlan) -> Result:
         result = observer.fill(outcome)
         write_json(run_dir.result, strict_json(result.to_json()))
         observer.finish(result)
+        if result.reason:
+            print(f"runner: {result.reason}", file=sys.stderr)
     return result
 
 

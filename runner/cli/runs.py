@@ -90,7 +90,7 @@ class Runs:
         """
         hydra = HydraConfig.get()
         if hydra.mode is RunMode.MULTIRUN:
-            self.batch_folder = pathlib.Path(hydra.sweep.dir)
+            self.batch_folder = pathlib.Path(hydra.sweep.dir).absolute()
         started = time.monotonic()
         result = self._outcome(cfg)
         code = ExitCode.BUG if result.exit_code is None else result.exit_code

@@ -100,12 +100,11 @@ def _optimizer_option(optimizer: str, option: str, value: Any) -> None:
 def _schedule(config: Config) -> None:
     schedule = config.schedule
     _one_of("schedule.name", schedule.name, names.SCHEDULES)
-    _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
-    if config.mode is Mode.train and schedule.warmup_steps > config.steps:
+    if not 0.0 <= schedule.warmup_fraction < 1.0:
         raise Mistake(
-            "schedule.warmup_steps",
-            f"schedule.warmup_steps must be <= steps: the run would end before its learning rate "
-            f"is reached; got {schedule.warmup_steps} with steps={config.steps}",
+            "schedule.warmup_fraction",
+            f"schedule.warmup_fraction must be in [0, 1), a part of the run's updates; "
+            f"got {schedule.warmup_fraction}",
         )
     fraction = schedule.final_fraction
     if not 0.0 <= fraction <= 1.0:

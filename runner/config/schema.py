@@ -98,12 +98,12 @@ class ScheduleConfig:
 
     Attributes:
         name: "constant", "linear" or "cosine": the way down after warm-up.
-        warmup_steps: Updates of linear warm-up.
+        warmup_fraction: Part of the updates that warms up linearly, in [0, 1).
         final_fraction: Factor at the last update.
     """
 
     name: str = "constant"
-    warmup_steps: int = 0
+    warmup_fraction: float = 0.0
     final_fraction: float = 0.0
 
 

@@ -27,7 +27,7 @@ def print_summary(console: Console, *, result: Result, logdir: pathlib.Path) -> 
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for name, value in _rows(result):
-        good = result.state is State.SUCCEEDED or name not in ("state", "reason")
+        good = result.state is State.SUCCEEDED or name != "state"
         table.add_row(Text(name), Text(value, style="" if good else "red"))
     console.print(table)
     console.print(Text(tensorboard_command(logdir)), soft_wrap=True)
@@ -41,8 +41,6 @@ def tensorboard_command(logdir: pathlib.Path) -> str:
 def _rows(result: Result) -> Iterator[tuple[str, str]]:
     code = "" if result.exit_code in (0, None) else f" (exit code {result.exit_code})"
     yield "state", f"{result.state.value}{code}"
-    if result.state is not State.SUCCEEDED and result.reason:
-        yield "reason", result.reason
     yield "steps", f"{result.steps:,}"
     yield "compile", _compile(result.compile)
     step = result.step

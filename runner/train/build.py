@@ -18,6 +18,7 @@ from jobs.base import DataRequest, Dataset, Job
 from runner.backends.base import Recipe
 from runner.config.schema import Config, Precision
 from runner.record.errors import ConfigError, DataError
+from runner.train.input import read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +82,8 @@ def example_batch(built: Built, config: Config) -> dict[str, Tensor]:
     Raises:
         DataError: The first example cannot be read.
     """
-    with user_errors():
-        arrays = built.data.train.batch(
-            np.zeros(config.job.batch_size, dtype=np.int64), rng=np.random.default_rng(0)
-        )
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    first = np.zeros(config.job.batch_size, dtype=np.int64)
+    return read(built.data.train, first, rng=np.random.default_rng(0))
 
 
 def resolve(entry: str) -> Any:

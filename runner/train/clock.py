@@ -21,6 +21,8 @@ from runner.record.events import StepRecord
 
 #: Seconds between two readings of the runtime's program counter, which costs 50 us when full.
 _PROGRAMS_EVERY_S = 0.2
+#: Readings at the start, one a step.
+_FIRST_READINGS = 4
 #: Steps that wait to be waited for: with the one that runs, how far the host runs ahead.
 _AHEAD = 1
 
@@ -65,6 +67,7 @@ class StepClock:
         self._launches: queue.Queue[_Launch | None] = queue.Queue(maxsize=_AHEAD)
         self._error: BaseException | None = None
         self._programs = _ProgramRate(backend, now)
+        self._launched = 0
         self.resume()
         self._thread = threading.Thread(target=self._watch, name="step-clock", daemon=True)
         self._thread.start()
@@ -85,6 +88,7 @@ class StepClock:
         """Start counting after a pause (start, evaluation, checkpoint); drain before one."""
         self._last_end = self.now()
         self._compiles = self._backend.compile_totals()[0]
+        self._programs.skip()
 
     def launched(self, step: int, metrics: Metrics, *, host_s: float, wait_s: float) -> None:
         """Note a step that the device was handed; `step` counts it as completed.
@@ -95,6 +99,7 @@ class StepClock:
             BaseException: What `on_end` raised for an earlier step.
         """
         self._raise_error()
+        self._launched = step
         programs = self._programs.per_step(step)
         self._launches.put(_Launch(step, metrics, host_s, wait_s, programs))
 
@@ -107,6 +112,7 @@ class StepClock:
             BaseException: What `on_end` raised for one of them.
         """
         self._launches.join()
+        self._programs.read(self._launched)
         self._raise_error()
 
     def _raise_error(self) -> None:
@@ -148,19 +154,29 @@ class _ProgramRate:
     def __init__(self, backend: Backend, now: Callable[[], float]) -> None:
         self._backend = backend
         self._now = now
-        self._read_at = -_PROGRAMS_EVERY_S
+        self._readings = 0
+        self._read_at = 0.0
         self._step: int | None = None
-        self._count = backend.programs()
+        self._count = 0
         self._rate = 0.0
 
     def per_step(self, step: int) -> float:
-        now = self._now()
-        if now - self._read_at >= _PROGRAMS_EVERY_S:
-            count = self._backend.programs()
-            steps = 1 if self._step is None else step - self._step
-            self._rate = (count - self._count) / steps
-            self._read_at, self._step, self._count = now, step, count
+        if self._readings < _FIRST_READINGS or self._now() - self._read_at >= _PROGRAMS_EVERY_S:
+            self.read(step)
         return self._rate
+
+    def read(self, step: int) -> None:
+        """Bring the rate up to date with `step`, the newest step that was handed over."""
+        count = self._backend.programs()
+        steps = 1 if self._step is None else step - self._step
+        if steps > 0:
+            self._rate = (count - self._count) / steps
+        self._readings += 1
+        self._read_at, self._step, self._count = self._now(), step, count
+
+    def skip(self) -> None:
+        """Leave out the programs that were handed over since the last reading."""
+        self._count = self._backend.programs()
 
 
 def fetch(scalar: Tensor) -> float:

@@ -74,15 +74,15 @@ class Training:
                     clock.drain()  # sync: the end of the run
                     raise self.stop.error(self.step)
 
-                start = clock.now()
                 batch = next(batches)
                 ready = clock.now()
 
                 self.backend.log.step = self.step
                 metrics = self.backend.train_step(batch, step=self.step, lr=self.lr(self.step))
                 self.step += 1
+                host_s = clock.now() - ready
                 # sync: the step before the last one; the device has this one to go on with.
-                clock.launched(self.step, metrics, host_s=clock.now() - ready, wait_s=ready - start)
+                clock.launched(self.step, metrics, host_s=host_s, wait_s=batches.wait_s)
 
                 if self.evaluation_due():
                     clock.drain()  # sync: before a pause

@@ -27,9 +27,10 @@ def learning_rate(config: ScheduleConfig, *, lr: float, step: int, steps: int) -
         step: Completed updates, in [0, steps).
         steps: Updates of the whole run.
     """
-    if step < config.warmup_steps:
-        return lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    warmup = round(config.warmup_fraction * steps)
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
     shape = _SHAPES[config.name](progress)
     floor = config.final_fraction if config.name != "constant" else 0.0
     return lr * (floor + (1.0 - floor) * shape)

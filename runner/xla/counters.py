@@ -16,10 +16,14 @@ def compiles() -> tuple[int, float]:
 
 
 def programs() -> int:
-    """Device programs started so far: cached graphs (bridge) and lazy executions."""
-    cached = binding._xla_metric_data("RunCachedGraphInputData")
-    lazy = binding._xla_counter_value("ExecuteComputation")
-    return (int(cached[0]) if cached else 0) + int(lazy or 0)
+    """Device programs handed over so far: those of the bridge, and lazy graphs.
+
+    A lazy graph is looked up in the compile cache when it is handed over, and counts as
+    executed only later, in another thread: so the look-ups are counted.
+    """
+    bridge = binding._xla_metric_data("RunCachedGraphInputData")
+    lazy = (binding._xla_counter_value(name) or 0 for name in ("CachedCompile", "UncachedCompile"))
+    return (int(bridge[0]) if bridge else 0) + sum(lazy)
 
 
 def blocking_syncs() -> int:

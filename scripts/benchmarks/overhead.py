@@ -101,9 +101,8 @@ def measure(config: Config, *, rounds: int, steps: int) -> dict[str, float]:
 
     built = build(config)
     source = Remembered(built.data.train)
-    built = dataclasses.replace(
-        built, data=dataclasses.replace(built.data, train=source, heldout=None)
-    )
+    data = dataclasses.replace(built.data, train=source, heldout=None)
+    built = dataclasses.replace(built, data=data)
     backend = registry.build(
         config.backend.name,
         built.recipe,

@@ -51,7 +51,7 @@ BROKEN = [
     (["optim.options.fused=true"], "optim.options.fused must go"),
     (["optim.options.lr=1"], "optim.options.lr must go: .*optim.lr"),
     (["optim.options.amsgrad=3"], "optim.options.amsgrad must be true or false"),
-    (["schedule.warmup_steps=41"], "schedule.warmup_steps must be <= steps.*41 with steps=40"),
+    (["schedule.warmup_fraction=1"], r"schedule.warmup_fraction must be in \[0, 1\)"),
     (["schedule.final_fraction=2"], r"schedule.final_fraction must be in \[0, 1\]"),
     (["schedule.name=constant"], "schedule.final_fraction must be 1"),
     (["schedule.name=cosin"], "schedule.name must be one of .*'cosine'"),
@@ -87,9 +87,9 @@ KEPT = [
     ["mode=evaluate", "steps=1"],
     ["schedule.name=constant", "schedule.final_fraction=1.0"],
     ["accumulate_steps=8"],
-    ["schedule.warmup_steps=40"],
+    ["schedule.warmup_fraction=0.9"],
     ["job.name=a.b-C_1"],
-    ["grad_clip_norm=1", "hardware.devices=2"],
+    ["grad_clip_norm=1", "hardware.devices=1"],
 ]
 
 

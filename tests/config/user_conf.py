@@ -16,7 +16,7 @@ job: {name: mine, entry: "jobs.mlp:Mlp", about: A job of the tests, batch_size: 
 model: {depth: 18, width: 1.5, flag: true, sizes: [1, 2], open: null, norm: {kind: batch}}
 steps: 40
 optim: {lr: 0.05}
-schedule: {warmup_steps: 4}
+schedule: {warmup_fraction: 0.1}
 """
 DATA = """\
 name: mine

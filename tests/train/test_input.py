@@ -173,9 +173,13 @@ def test_a_broken_image_ends_the_run_with_the_runners_data_error(tmp_path: pathl
 
 
 def test_an_exception_in_the_consumer_ends_the_thread() -> None:
-    with pytest.raises(ZeroDivisionError), pipeline(Numbers(10)) as batches:
-        next(batches)
-        raise ZeroDivisionError
+    def consume() -> None:
+        with pipeline(Numbers(10)) as batches:
+            next(batches)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
     assert not prefetch_threads()
 
 
