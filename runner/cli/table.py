@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.cli.runs import Row
+from runner.observe.summary import tensorboard_command
 from runner.record.outcome import State
 
 _NO_TERMINAL_WIDTH = 160
@@ -39,15 +38,10 @@ def show_batch(rows: Sequence[Row], *, folder: pathlib.Path) -> None:
     console.print(table)
     succeeded = sum(row.state is State.SUCCEEDED for row in rows)
     print(f"{succeeded} of {len(rows)} jobs succeeded")
-    print(f"tensorboard --logdir {shlex.quote(_short(folder))}", flush=True)
+    print(tensorboard_command(folder), flush=True)
 
 
 def _result(row: Row) -> str:
     if row.state is State.SUCCEEDED:
         return " ".join(f"{name}={value:.4g}" for name, value in row.final.items())
     return row.reason
-
-
-def _short(folder: pathlib.Path) -> str:
-    relative = os.path.relpath(folder)
-    return str(folder) if relative.startswith("..") else relative

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from runner.batch.supervise import RunPlan, supervise
@@ -56,8 +58,9 @@ def result_json(run_dir: RunDir) -> dict[str, Any]:
     return content
 
 
-def start_parent(folder: pathlib.Path, **changes: Any) -> subprocess.Popen[str]:
-    """A parent of its own in a new process, to be sent signals."""
+@contextlib.contextmanager
+def parent(folder: pathlib.Path, **changes: Any) -> Iterator[subprocess.Popen[str]]:
+    """A parent of its own in a new process, to be sent signals; killed if it is left running."""
     request = json.dumps({"folder": str(folder), "changes": changes})
     code = (
         "import json, sys, pathlib; from tests.batch import runs; "
@@ -65,14 +68,18 @@ def start_parent(folder: pathlib.Path, **changes: Any) -> subprocess.Popen[str]:
         "result, _ = runs.run(pathlib.Path(asked['folder']), **asked['changes']); "
         "sys.exit(result.exit_code)"
     )
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code, request],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for_step(run_dir: RunDir, step: int, *, limit_s: float = 60.0) -> None:

@@ -57,13 +57,10 @@ def test_a_fault_becomes_an_outcome(
     assert runs.result_json(run_dir)["reason"] == result.reason
 
 
-def test_what_was_sent_before_a_crash_is_kept(tmp_path: pathlib.Path) -> None:
-    _, run_dir = runs.run(tmp_path / "run", model__fault="kill")
+def test_what_came_before_the_end_of_a_worker_is_kept(tmp_path: pathlib.Path) -> None:
+    _, run_dir = runs.run(tmp_path / "killed", model__fault="kill")
     assert runs.last_step(run_dir) >= 1
-
-
-def test_the_traceback_of_the_job_is_in_the_log(tmp_path: pathlib.Path) -> None:
-    _, run_dir = runs.run(tmp_path / "run", model__fault="raise")
+    _, run_dir = runs.run(tmp_path / "raised", model__fault="raise")
     log = run_dir.log.read_text()
     assert "Traceback" in log
     assert "the job's own error" in log
@@ -79,59 +76,59 @@ def test_what_the_job_prints_is_shown_and_logged(
 
 def test_ctrl_c_once_stops_after_the_step(tmp_path: pathlib.Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    parent = runs.start_parent(run_dir.path, steps=10_000, model__step_s=0.05)
-    runs.wait_for_step(run_dir, 2)
-    os.killpg(parent.pid, signal.SIGINT)
-    assert parent.wait(timeout=60) == ExitCode.INTERRUPTED
-    content = runs.result_json(run_dir)
-    assert content["state"] == "cancelled"
-    assert "interrupted after step" in content["reason"]
-    assert content["steps"] >= 2
+    with runs.parent(run_dir.path, steps=10_000, model__step_s=0.05) as parent:
+        runs.wait_for_step(run_dir, 2)
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.wait(timeout=60) == ExitCode.INTERRUPTED
+        content = runs.result_json(run_dir)
+        assert content["state"] == "cancelled"
+        assert "interrupted after step" in content["reason"]
+        assert content["steps"] >= 2
 
 
 def test_ctrl_c_twice_stops_now(tmp_path: pathlib.Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    parent = runs.start_parent(run_dir.path, steps=10_000, model__step_s=300.0)
-    runs.wait_until(lambda: "device" in _environment(run_dir))
-    worker = runs.worker_pid(run_dir)
-    parent.send_signal(signal.SIGINT)
-    assert parent.stdout is not None
-    while "Ctrl-C again" not in parent.stdout.readline():
-        pass
-    parent.send_signal(signal.SIGINT)
-    assert parent.wait(timeout=60) == ExitCode.INTERRUPTED
-    assert not runs.alive(worker)
-    assert runs.result_json(run_dir)["state"] == "cancelled"
+    with runs.parent(run_dir.path, steps=10_000, model__step_s=300.0) as parent:
+        runs.wait_until(lambda: "device" in _environment(run_dir))
+        worker = runs.worker_pid(run_dir)
+        parent.send_signal(signal.SIGINT)
+        assert parent.stdout is not None
+        while "Ctrl-C again" not in parent.stdout.readline():
+            pass
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(timeout=60) == ExitCode.INTERRUPTED
+        assert not runs.alive(worker)
+        assert runs.result_json(run_dir)["state"] == "cancelled"
 
 
 def test_sigterm_preempts(tmp_path: pathlib.Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    parent = runs.start_parent(run_dir.path, steps=10_000, model__step_s=0.05)
-    runs.wait_for_step(run_dir, 2)
-    parent.terminate()
-    assert parent.wait(timeout=60) == ExitCode.PREEMPTED
-    assert runs.result_json(run_dir)["state"] == "preempted"
+    with runs.parent(run_dir.path, steps=10_000, model__step_s=0.05) as parent:
+        runs.wait_for_step(run_dir, 2)
+        parent.terminate()
+        assert parent.wait(timeout=60) == ExitCode.PREEMPTED
+        assert runs.result_json(run_dir)["state"] == "preempted"
 
 
 def test_the_worker_ends_with_its_parent_and_the_folder_is_free(tmp_path: pathlib.Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    parent = runs.start_parent(run_dir.path, steps=10_000, model__step_s=0.05)
-    runs.wait_for_step(run_dir, 2)
-    worker = runs.worker_pid(run_dir)
-    parent.kill()
-    parent.wait(timeout=60)
-    runs.wait_until(lambda: not runs.alive(worker))
-    run_dir.lock().release()
+    with runs.parent(run_dir.path, steps=10_000, model__step_s=0.05) as parent:
+        runs.wait_for_step(run_dir, 2)
+        worker = runs.worker_pid(run_dir)
+        parent.kill()
+        parent.wait(timeout=60)
+        runs.wait_until(lambda: not runs.alive(worker))
+        run_dir.lock().release()
 
 
 def test_a_second_process_on_the_same_folder_is_told_who_has_it(tmp_path: pathlib.Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    parent = runs.start_parent(run_dir.path, steps=10_000, model__step_s=0.05)
-    runs.wait_for_step(run_dir, 1)
-    with pytest.raises(BusyError, match=f"process {parent.pid} on "):
-        runs.run(run_dir.path)
-    parent.send_signal(signal.SIGINT)
-    parent.wait(timeout=60)
+    with runs.parent(run_dir.path, steps=10_000, model__step_s=0.05) as parent:
+        runs.wait_for_step(run_dir, 1)
+        with pytest.raises(BusyError, match=f"process {parent.pid} on "):
+            runs.run(run_dir.path)
+        parent.send_signal(signal.SIGINT)
+        parent.wait(timeout=60)
 
 
 def _environment(run_dir: RunDir) -> dict[str, object]:

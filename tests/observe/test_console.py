@@ -94,7 +94,6 @@ def test_the_final_table_goes_to_stdout_and_ends_with_a_command_to_paste(
     assert err.getvalue() == ""
     for text in (
         "failed (exit code 72)",
-        "it was nan",
         "12.00 ms median, 15.50 ms p95",
         "2,666.6 examples/s",
         "0.975",
