@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from runner.backends.base import Backend, Recipe
 from runner.backends.registry import build
+from runner.backends.state import TrainState
 from runner.record.events import GraphRecord
 
 Optim = Callable[[nn.Module], torch.optim.Optimizer]
@@ -103,3 +104,10 @@ def losses(backend: Backend, steps: int = 5, *, lr: float = 0.01, first: int = 0
 def host(tensors: Any) -> dict[str, Tensor]:
     """Named tensors as copies on the host."""
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def saved(state: TrainState) -> TrainState:
+    """A state as it would come back from a checkpoint."""
+    return TrainState(
+        host(state.params), host(state.buffers), host(state.optimizer), step=state.step
+    )

@@ -92,13 +92,7 @@ def test_dropout_is_a_function_of_seed_and_step(name: str) -> None:
 def test_a_loaded_state_continues_with_equal_losses(name: str) -> None:
     whole = problems.start(name, problems.recipe(problems.adamw, dropout=0.3))
     problems.losses(whole, 2)
-    state = whole.state(2)
-    saved = type(state)(
-        params=problems.host(state.params),
-        buffers=problems.host(state.buffers),
-        optimizer=problems.host(state.optimizer),
-        step=2,
-    )
+    saved = problems.saved(whole.state(2))
     expected = problems.losses(whole, 3, first=2)
     other = problems.start(name, problems.recipe(problems.adamw, dropout=0.3))
     other.load(saved)
