@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +76,15 @@ class Backend(abc.ABC):
     Args:
         recipe: What to compute. The backend takes the model over.
         log: Where compiled graphs are recorded.
+        steps_per_call: Updates that one call of `train_steps` makes.
     """
 
     device: torch.device
 
-    def __init__(self, recipe: Recipe, *, log: CompileLog) -> None:
+    def __init__(self, recipe: Recipe, *, log: CompileLog, steps_per_call: int = 1) -> None:
         self.recipe = recipe
         self.log = log
+        self.steps_per_call = steps_per_call
 
     @abc.abstractmethod
     def place(self, batch: Batch) -> dict[str, Tensor]:
@@ -101,6 +103,15 @@ class Backend(abc.ABC):
             Scalars still on the device: "loss" and "grad_norm" (before clipping). Reading
             one waits for the step.
         """
+
+    def train_steps(
+        self, batches: Sequence[Batch], *, step: int, lrs: Sequence[float]
+    ) -> list[Metrics]:
+        """`steps_per_call` optimizer updates, as `train_step` makes them one by one."""
+        return [
+            self.train_step(batch, step=step + k, lr=lr)
+            for k, (batch, lr) in enumerate(zip(batches, lrs, strict=True))
+        ]
 
     @abc.abstractmethod
     def eval_step(self, batch: Batch, mask: Tensor) -> Metrics:

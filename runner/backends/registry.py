@@ -13,6 +13,7 @@ from runner.record.events import GraphRecord
 BACKENDS = {
     "eager": "runner.backends.eager:Eager",
     "lazy": "runner.backends.lazy:Lazy",
+    "openxla_step": "runner.backends.openxla_step:OpenXlaStep",
     "openxla": "runner.backends.openxla:OpenXla",
     "openxla_eval": "runner.backends.openxla:OpenXlaEval",
 }
@@ -25,6 +26,7 @@ def build(
     on_start: Callable[[str], None],
     on_record: Callable[[GraphRecord], None],
     strict: bool,
+    steps_per_call: int = 1,
 ) -> Backend:
     """The named backend, owning the recipe's model.
 
@@ -34,6 +36,7 @@ def build(
         on_start: See `CompileLog`.
         on_record: See `CompileLog`.
         strict: See `CompileLog`.
+        steps_per_call: See `Backend`; more than 1 only with `openxla_step`.
 
     Raises:
         DeviceError: Its device cannot be opened.
@@ -42,4 +45,6 @@ def build(
     module, _, cls = BACKENDS[name].partition(":")
     backend: type[Backend] = getattr(importlib.import_module(module), cls)
     log = CompileLog(on_record, on_start=on_start, totals=backend.compile_totals, strict=strict)
-    return backend(recipe, log=log)
+    if steps_per_call == 1:
+        return backend(recipe, log=log)
+    return backend(recipe, log=log, steps_per_call=steps_per_call)

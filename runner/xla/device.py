@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +52,15 @@ def place(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor
         [batch[name] for name in names], [str(device)] * len(names), None
     )
     return dict(zip(names, moved, strict=True))
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies on the host: one transfer for all.
+
+    sync: waits until the programs that make them have ended.
+    """
+    on_host: list[Tensor] = binding._xla_get_cpu_tensors(list(tensors))
+    return on_host
 
 
 def memory_bytes(device: torch.device) -> int | None:

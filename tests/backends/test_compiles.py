@@ -25,7 +25,7 @@ def test_openxla_records_forward_backward_and_optimizer_once() -> None:
     assert not any(record.recompile for record in records)
 
 
-@pytest.mark.parametrize(("name", "programs"), [("lazy", 1), ("openxla", 3)])
+@pytest.mark.parametrize(("name", "programs"), [("lazy", 1), ("openxla", 3), ("openxla_step", 1)])
 def test_a_step_starts_a_known_number_of_programs_and_never_blocks(
     name: str, programs: int
 ) -> None:
@@ -37,7 +37,7 @@ def test_a_step_starts_a_known_number_of_programs_and_never_blocks(
     assert counters.blocking_syncs() == blocked
 
 
-@pytest.mark.parametrize("name", ["lazy", "openxla"])
+@pytest.mark.parametrize("name", ["lazy", "openxla", "openxla_step"])
 def test_a_new_learning_rate_never_recompiles(name: str) -> None:
     records: list[GraphRecord] = []
     backend = problems.start(name, problems.recipe(), records=records)
@@ -46,7 +46,7 @@ def test_a_new_learning_rate_never_recompiles(name: str) -> None:
     assert not any(record.recompile for record in records)
 
 
-@pytest.mark.parametrize("name", ["lazy", "openxla"])
+@pytest.mark.parametrize("name", ["lazy", "openxla", "openxla_step"])
 def test_a_new_batch_shape_is_a_recompile_that_names_the_shapes(name: str) -> None:
     records: list[GraphRecord] = []
     backend = problems.start(name, problems.recipe(), records=records)

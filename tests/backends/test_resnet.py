@@ -87,13 +87,13 @@ def trained(name: str) -> tuple[list[float], list[float]]:
     return [s["loss"].item() for s in steps], [s["grad_norm"].item() for s in steps]
 
 
-@pytest.mark.parametrize("name", ["lazy", "openxla"])
+@pytest.mark.parametrize("name", ["lazy", "openxla", "openxla_step"])
 def test_resnet_gradients_at_step_1_are_as_exact_as_those_of_eager(name: str) -> None:
     assert min(errors("eager")) < 3e-5
     assert min(errors(name)) < 2 * min(errors("eager"))
 
 
-@pytest.mark.parametrize("name", ["lazy", "openxla"])
+@pytest.mark.parametrize("name", ["lazy", "openxla", "openxla_step"])
 def test_resnet_losses_and_norms_agree_with_eager(name: str) -> None:
     losses, norms = trained("eager")
     assert trained(name)[0] == pytest.approx(losses, rel=1e-4)

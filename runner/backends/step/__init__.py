@@ -1,0 +1,1 @@
+"""The whole training step as one functional graph: tracing it, and making it smaller."""

@@ -1,0 +1,176 @@
+"""A training step as a function of flat tensors, made to be traced.
+
+Owns the order of a step's inputs and outputs. It does not know how a graph is made of it, nor
+where the tensors live.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from runner.backends.base import Batch, Metrics, Recipe, masked_sums
+from runner.backends.step.optimizer import FunctionalOptimizer, initial_state
+
+
+class _Objective(nn.Module):
+    """Loss or metrics as a module's forward, so that `functional_call` can lend it tensors."""
+
+    def __init__(self, recipe: Recipe, device_type: str) -> None:
+        super().__init__()
+        self.model = recipe.model
+        self._recipe = recipe
+        self._device_type = device_type
+
+    def forward(self, batch: Batch, mask: Tensor | None) -> Tensor | Metrics:
+        with self._recipe.autocast_on(self._device_type):
+            if mask is None:
+                return self._recipe.loss(self.model, batch)
+            return masked_sums(self._recipe.evaluate(self.model, batch), mask)
+
+
+class StepFunction:
+    """Forward, loss, backward, clipping and optimizer over flat tensors.
+
+    Order of inputs: trainable parameters, frozen parameters, buffers, optimizer state, learning
+    rates (one a group), batch in the order of its names. Order of outputs: loss, gradient norm,
+    then the first four groups again.
+
+    Args:
+        recipe: The step; its model stays on the host and is never changed.
+        device_type: Where the step will run, for autocast.
+
+    Attributes:
+        batch_names: The order of a batch's tensors; to be set before the step is traced.
+        names: Names of the model's tensors, in the order of the inputs.
+        trainable: How many of them the optimizer changes.
+        initial: Host values of everything that is carried from step to step.
+        groups: Parameter groups of the optimizer.
+        lr_scales: What each group multiplies the learning rate by.
+        metric_names: The order of `evaluate`'s outputs, once it was traced.
+    """
+
+    def __init__(self, recipe: Recipe, *, device_type: str) -> None:
+        self._recipe = recipe
+        self.batch_names: list[str] = []
+        self._objective = _Objective(recipe, device_type)
+        optimizer = recipe.make_optimizer(recipe.model)
+        first = initial_state(optimizer)
+        self.functional = FunctionalOptimizer(optimizer, first)
+        named = dict(recipe.model.named_parameters())
+        name_of: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
+        trainable = [name_of[parameter] for parameter in self.functional.parameters]
+        frozen = [name for name in named if name not in set(trainable)]
+        buffers = dict(recipe.model.named_buffers())
+        self.names = [*trainable, *frozen, *buffers]
+        self.trainable = len(trainable)
+        self._buffers = len(buffers)
+        values = {**named, **buffers}
+        states = list(first.values())
+        self.initial: list[Tensor] = [values[name].detach() for name in self.names]
+        self.initial += [states[slot.parameter][slot.key] for slot in self.functional.slots]
+        self.groups = len(optimizer.param_groups)
+        self.metric_names: list[str] = []
+        self.lr_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+
+    @property
+    def state_names(self) -> list[tuple[str, str]]:
+        """Group and name of every carried tensor, in order: see `TrainState`."""
+        model = len(self.names) - self._buffers
+        kinds = ["params"] * model + ["buffers"] * self._buffers
+        slots = [
+            ("optimizer", f"{self.names[slot.parameter]}/{slot.key}")
+            for slot in self.functional.slots
+        ]
+        return [*zip(kinds, self.names, strict=True), *slots]
+
+    def equal_scalars(self, values: Sequence[Tensor]) -> list[list[int]]:
+        """Positions of 0-d optimizer state that is equal under one key.
+
+        Args:
+            values: Host values of the carried tensors.
+        """
+        alike: defaultdict[object, list[int]] = defaultdict(list)
+        for offset, slot in enumerate(self.functional.slots):
+            position = len(self.names) + offset
+            value = values[position]
+            if value.dim() == 0:
+                alike[slot.key, value.dtype, value.item()].append(position)
+        return list(alike.values())
+
+    def __call__(self, *flat: Tensor) -> list[Tensor | None]:
+        """One step."""
+        held, count = len(self.names), len(self.initial)
+        rates, batch = flat[count : count + self.groups], flat[count + self.groups :]
+        loss, norm, *rest = self.gradients(*flat[:held], *batch)
+        fixed = held - self.trainable
+        model_rest, gradients = rest[:fixed], rest[fixed:]
+        parameters, state = self.functional.step(
+            flat[: self.trainable], gradients=gradients, state=flat[held:count], rates=rates
+        )
+        return [loss, norm, *parameters, *model_rest, *state]
+
+    def gradients(self, *flat: Tensor) -> list[Tensor | None]:
+        """Loss, norm, frozen parameters and buffers after the step, clipped gradients.
+
+        Args:
+            flat: The model's tensors, then the batch.
+        """
+        model, batch = flat[: len(self.names)], flat[len(self.names) :]
+        leaves = [tensor.detach().requires_grad_() for tensor in model[: self.trainable]]
+        values = dict(zip(self.names, [*leaves, *model[self.trainable :]], strict=True))
+        losses: list[Tensor] = []
+        sums: list[Tensor | None] = [None] * len(leaves)
+        for part in zip(*(tensor.chunk(self._recipe.accumulate) for tensor in batch), strict=True):
+            loss = self._call(values, part)
+            assert isinstance(loss, Tensor)
+            share = loss / self._recipe.accumulate
+            new = torch.autograd.grad(share, leaves, allow_unused=True)
+            sums = [_plus(old, gradient) for old, gradient in zip(sums, new, strict=True)]
+            losses.append(loss.detach())
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        norm, clipped = self._clip(sums)
+        rest = [values[name] for name in self.names[self.trainable :]]
+        return [loss.float(), norm, *rest, *clipped]
+
+    def evaluate(self, *flat: Tensor) -> list[Tensor]:
+        """Held-out metrics, summed over the examples that count, in the order of their names.
+
+        Args:
+            flat: The model's tensors, then a batch, then its mask.
+        """
+        held = len(self.names)
+        values = dict(zip(self.names, flat[:held], strict=True))
+        metrics = self._call(values, flat[held:-1], mask=flat[-1])
+        assert isinstance(metrics, dict)
+        self.metric_names = list(metrics)
+        return list(metrics.values())
+
+    def _call(
+        self, values: dict[str, Tensor], batch: Sequence[Tensor], mask: Tensor | None = None
+    ) -> Tensor | Metrics:
+        """The objective with the model's tensors lent; buffers that it changes come back."""
+        lent = {f"model.{name}": tensor for name, tensor in values.items()}
+        named = dict(zip(self.batch_names, batch, strict=True))
+        result: Tensor | Metrics = functional_call(self._objective, lent, (named, mask))
+        values.update((name, lent[f"model.{name}"]) for name in values)
+        return result
+
+    def _clip(self, gradients: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
+        """Global norm, and gradients scaled as `torch.nn.utils.clip_grads_with_norm_` does."""
+        present = [gradient for gradient in gradients if gradient is not None]
+        norm = torch.nn.utils.get_total_norm(present, foreach=False)
+        if self._recipe.clip_norm is None:
+            return norm, gradients
+        scale = torch.clamp(self._recipe.clip_norm / (norm + 1e-6), max=1.0)
+        return norm, [None if g is None else g * scale.to(g.dtype) for g in gradients]
+
+
+def _plus(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if old is None or new is None:
+        return old if new is None else new
+    return old + new

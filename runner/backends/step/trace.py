@@ -1,0 +1,204 @@
+"""Trace a training step to one functional FX graph.
+
+Owns: fake inputs, functionalization, clean-up and the proof that no in-place op is left.
+Refuses to know: what the step computes, and how the graph becomes a program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._functorch import config as functorch_config
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from runner.backends.step.batch_norm import unbias_running_variance
+from runner.record.errors import BackendError
+
+Outputs = Sequence["torch.Tensor | None"]
+StepFn = Callable[..., Outputs]
+
+_NOT_THE_USERS = (torch.__path__[0], str(pathlib.Path(__file__).parents[1]), "<")
+_DATA_DEPENDENT = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+)
+
+_SIGNS = (
+    ("data-dependent", "it depends on a tensor's values"),
+    ("Cannot access data pointer", "it reads a tensor's memory on the host (numpy, data_ptr)"),
+    (
+        "Please convert all Tensors to FakeTensors",
+        "it uses a tensor that is neither parameter, buffer nor batch: register it as a buffer",
+    ),
+)
+
+
+class UntraceableStepError(BackendError):
+    """The step cannot become one graph; says which line of the user's code is the reason."""
+
+    def __init__(self, reason: str, *, location: str | None) -> None:
+        """Builds the message.
+
+        Args:
+            reason: What the tracer could not do.
+            location: `file:line: source` of the innermost frame outside torch, if there is one.
+        """
+        where = location or "a place inside torch"
+        super().__init__(
+            f"backend=openxla_step: the training step cannot be traced to one graph at {where}: "
+            f"{reason}; use backend=openxla (graph breaks allowed) or backend=lazy"
+        )
+        self.location = location
+
+
+def trace_step(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    """Traces a step once to a functional graph over flat tensors.
+
+    Args:
+        fn: Takes the inputs as positional tensors; returns a flat sequence of tensors and Nones.
+            It may work in place on its inputs and use autograd and `torch.optim`.
+        example_inputs: Tensors whose shapes, dtypes and devices the graph is made for. Their
+            values are not read.
+
+    Returns:
+        A graph module with one placeholder per input, no in-place op and no dead code.
+
+    Raises:
+        UntraceableStepError: The step depends on values of tensors, or leaves the graph.
+    """
+    graph_module = _traced(fn, example_inputs)
+    graph_module.recompile()
+    return graph_module
+
+
+def trace_unwritten(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    """Traces as `trace_step` does, to a part of a larger graph: its code is not generated."""
+    return _traced(fn, example_inputs)
+
+
+def _traced(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
+        mode = FakeTensorMode(allow_non_fake_inputs=False, static_shapes=True)
+    fakes = [_fake_like(mode, tensor) for tensor in example_inputs]
+    with _typed_errors(), mode, enable_python_dispatcher():
+        graph_module = make_fx(_functional(fn, len(fakes)), record_stack_traces=False)(*fakes)
+    _refuse_departures(graph_module.graph)
+    graph_module.graph.eliminate_dead_code()
+    assert_functional(graph_module.graph)
+    unbias_running_variance(graph_module.graph)
+    return graph_module
+
+
+def fake_inputs(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Tensors of the same shapes, strides and types on `device`, without data."""
+    with FakeTensorMode():
+        return [
+            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device) for t in tensors
+        ]
+
+
+def in_place_nodes(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    """Returns the nodes whose op changes one of its arguments."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+    ]
+
+
+def assert_functional(graph: torch.fx.Graph) -> None:
+    """Stops a graph that the bridge would take without complaint and compute wrongly."""
+    left = sorted({str(node.target) for node in in_place_nodes(graph)})
+    assert not left, f"in-place ops left after functionalization: {left}"
+
+
+def _fake_like(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    with mode:
+        return torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+        )
+
+
+def _functional(fn: StepFn, arity: int) -> Callable[..., list[torch.Tensor | None]]:
+    """Wraps a step so that its in-place ops reach the tracer as functional ones.
+
+    The functionalization sits below autograd, so the step may call `autograd.grad` inside it;
+    functorch's transform (`torch.func.functionalize`) refuses `requires_grad_` there.
+    """
+
+    def functional_step(*inputs: torch.Tensor) -> list[torch.Tensor | None]:
+        assert len(inputs) == arity
+        torch._enable_functionalization(reapply_views=True)
+        try:
+            wrapped = [torch._to_functional_tensor(tensor) for tensor in inputs]
+            outputs = fn(*wrapped)
+            return [_unwrap(output) for output in outputs]
+        finally:
+            torch._disable_functionalization()  # type: ignore[no-untyped-call]
+
+    return functional_step
+
+
+def _unwrap(output: torch.Tensor | None) -> torch.Tensor | None:
+    if output is None or not torch._is_functional_tensor(output):
+        return output
+    torch._functionalize_sync(output)
+    return torch._from_functional_tensor(output.detach())
+
+
+@contextlib.contextmanager
+def _typed_errors() -> Iterator[None]:
+    try:
+        yield
+    except _DATA_DEPENDENT as error:
+        raise UntraceableStepError(_reason(error), location=user_location(error)) from error
+    except (RuntimeError, AssertionError) as error:
+        reason = next((why for sign, why in _SIGNS if sign in str(error)), None)
+        if reason is None:
+            raise
+        raise UntraceableStepError(reason, location=user_location(error)) from error
+
+
+def _refuse_departures(graph: torch.fx.Graph) -> None:
+    """Refuses a graph that brings a device tensor to the host."""
+    devices = {node.meta["val"].device.type for node in graph.nodes if node.op == "placeholder"}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.device.type in devices:
+            continue
+        sources = [source.meta.get("val") for source in node.all_input_nodes]
+        if any(isinstance(s, torch.Tensor) and s.device.type in devices for s in sources):
+            raise UntraceableStepError(
+                f"it moves a tensor to {value.device.type} ({node.target})", location=None
+            )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, DataDependentOutputException):
+        return f"it reads a tensor's value on the host ({error.func})"
+    if isinstance(error, DynamicOutputShapeException):
+        return f"a shape depends on a tensor's values ({error.func})"
+    return str(error).splitlines()[0]
+
+
+def user_location(error: BaseException) -> str | None:
+    """Returns `file:line: source` of the innermost frame of an error that is not in torch."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_NOT_THE_USERS):
+            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return None
