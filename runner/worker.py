@@ -68,6 +68,7 @@ class Worker:
             on_start=lambda role: self.send(Phase("compiling", role)),
             on_record=self._on_record,
             strict=self.config.strict,
+            steps_per_call=self.config.backend.steps_per_call,
         )
         self.send(
             Started(

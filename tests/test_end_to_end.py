@@ -53,14 +53,18 @@ def only_run(folder: pathlib.Path) -> pathlib.Path:
     return run
 
 
+def losses(run: pathlib.Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
-    """A short run of the smallest job on the openxla backend, in a folder with a space."""
+    """A short run of the smallest job on the default backend, in a folder with a space."""
     folder = tmp_path_factory.mktemp("a folder")
     done = start(
         folder,
         "job=mlp",
-        "backend=openxla",
         f"steps={STEPS}",
         f"eval_every={EVAL_EVERY}",
         "hardware.peak_flops_per_s=1e11",
@@ -112,14 +116,33 @@ def test_result_journal_and_tensorboard_agree(
         events.Scalars("eval/accuracy")[-1].value
     )
     assert result["compile"]["recompiles"] == 0
-    assert {graph["role"] for graph in result["compile"]["graphs"]} == {
-        "forward",
-        "backward",
-        "optimizer",
-        "eval",
-    }
-    assert result["step"]["programs_per_step"] == 3
+    assert result["backend"] == "openxla_step"
+    assert [graph["role"] for graph in result["compile"]["graphs"]] == ["step", "eval"]
+    assert result["step"]["programs_per_step"] == 1
     assert 0 < result["mfu"] < 10
+
+
+def test_several_steps_a_call_log_the_same_losses_as_single_ones(
+    trained: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    done = start(tmp_path, "job=mlp", f"steps={STEPS}", "backend.steps_per_call=4")
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    assert losses(run) == losses(trained[0])
+    result = json.loads((run / "result.json").read_text())
+    assert result["step"]["programs_per_step"] == pytest.approx(1 / 4)
+
+
+def test_the_openxla_backend_compiles_forward_backward_and_optimizer(
+    tmp_path: pathlib.Path,
+) -> None:
+    done = start(tmp_path, "job=mlp", "steps=5", "backend=openxla")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    roles = {graph["role"] for graph in result["compile"]["graphs"]}
+    assert roles == {"forward", "backward", "optimizer", "eval"}
+    assert result["step"]["programs_per_step"] == 3
+    assert result["compile"]["recompiles"] == 0
 
 
 def test_texts_and_hparams_are_in_the_same_run(events: EventAccumulator) -> None:

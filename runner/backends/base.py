@@ -104,14 +104,19 @@ class Backend(abc.ABC):
             one waits for the step.
         """
 
-    def train_steps(
-        self, batches: Sequence[Batch], *, step: int, lrs: Sequence[float]
-    ) -> list[Metrics]:
-        """`steps_per_call` optimizer updates, as `train_step` makes them one by one."""
-        return [
-            self.train_step(batch, step=step + k, lr=lr)
-            for k, (batch, lr) in enumerate(zip(batches, lrs, strict=True))
-        ]
+    def train_steps(self, batches: Sequence[Batch], *, step: int, lrs: Sequence[float]) -> Metrics:
+        """`steps_per_call` optimizer updates, the same as `train_step` makes one by one.
+
+        Args:
+            batches: A batch on the device for each update.
+            step: Completed updates before the first.
+            lrs: Learning rate of each update.
+
+        Returns:
+            As `train_step`, of shape [steps_per_call] if that is more than 1.
+        """
+        (batch,), (lr,) = batches, lrs
+        return self.train_step(batch, step=step, lr=lr)
 
     @abc.abstractmethod
     def eval_step(self, batch: Batch, mask: Tensor) -> Metrics:

@@ -72,11 +72,9 @@ class OpenXlaStep(Backend):
 
     def train_step(self, batch: Batch, *, step: int, lr: float) -> Metrics:
         """See `Backend.train_step`."""
-        return self.train_steps([batch], step=step, lrs=[lr])[0]
+        return self.train_steps([batch], step=step, lrs=[lr])
 
-    def train_steps(
-        self, batches: Sequence[Batch], *, step: int, lrs: Sequence[float]
-    ) -> list[Metrics]:
+    def train_steps(self, batches: Sequence[Batch], *, step: int, lrs: Sequence[float]) -> Metrics:
         """See `Backend.train_steps`."""
         tensors = [batch[name] for batch in batches for name in self._names(batch)]
         shapes = tuple(tensor.shape for tensor in tensors)
@@ -88,9 +86,7 @@ class OpenXlaStep(Backend):
         self._inputs.append(inputs)
         self.log.warmed("step")
         losses, norms = outputs[count:]
-        if len(lrs) == 1:
-            return [{"loss": losses, "grad_norm": norms}]
-        return [_Slice(losses, norms, k) for k in range(len(lrs))]
+        return {"loss": losses, "grad_norm": norms}
 
     def _names(self, batch: Batch) -> list[str]:
         if not self._function.batch_names:
@@ -254,17 +250,6 @@ class OpenXlaStep(Backend):
     def memory_bytes(self) -> int:
         """See `Backend.memory_bytes`."""
         return device.memory_bytes(self.device) or super().memory_bytes()
-
-
-class _Slice(dict[str, Tensor]):
-    """One step's scalars out of a call's stacked ones, cut out when they are read."""
-
-    def __init__(self, losses: Tensor, norms: Tensor, index: int) -> None:
-        super().__init__(loss=losses, grad_norm=norms)
-        self._index = index
-
-    def __getitem__(self, key: str) -> Tensor:
-        return super().__getitem__(key).cpu()[self._index]
 
 
 def _single(graph: fx.GraphModule, sharing: _Sharing) -> Callable[..., Any]:

@@ -5,8 +5,8 @@ The optimizers are those of torch.optim 2.9; a test compares this table with the
 
 from __future__ import annotations
 
-BACKENDS = ("openxla", "openxla_eval", "lazy", "eager")
-TRAINING_BACKENDS = ("openxla", "lazy", "eager")
+BACKENDS = ("openxla_step", "openxla", "openxla_eval", "lazy", "eager")
+TRAINING_BACKENDS = ("openxla_step", "openxla", "lazy", "eager")
 SCHEDULES = ("constant", "linear", "cosine")
 HARDWARE = ("auto", "cpu", "tpu")
 

@@ -41,12 +41,10 @@ def _batch(config: Config) -> None:
     _at_least("data.prefetch", config.data.prefetch, 1)
     _at_least("accumulate_steps", parts, 1)
     if size % parts:
-        below = size - size % parts
-        sizes = [str(near) for near in (below, below + parts) if near]
         raise Mistake(
             "accumulate_steps",
             "accumulate_steps must divide job.batch_size: micro-batches have one size; got "
-            f"{parts} and {size}; the nearest batch sizes are {' and '.join(sizes)}",
+            f"{parts} and {size}; the nearest batch sizes are {nearest_multiples(size, parts)}",
         )
 
 
@@ -66,6 +64,34 @@ def _backend(config: Config) -> None:
             "hardware.name must be auto or cpu with backend=eager: eager runs on the host; "
             "got 'tpu'",
         )
+    _steps_per_call(config)
+
+
+def _steps_per_call(config: Config) -> None:
+    key, count = "backend.steps_per_call", config.backend.steps_per_call
+    _at_least(key, count, 1)
+    if count == 1:
+        return
+    if config.backend.name != "openxla_step":
+        raise Mistake(
+            key,
+            f"{key} must be 1 with backend={config.backend.name}: only openxla_step makes "
+            f"several updates in one program; got {count}",
+        )
+    for name, value in (("steps", config.steps), ("eval_every", config.eval_every)):
+        if value % count:
+            raise Mistake(
+                key,
+                f"{key} must divide {name}: between the updates of one call there is no place to "
+                f"stop or to evaluate; got {count} and {value}; the nearest {name} are "
+                f"{nearest_multiples(value, count)}",
+            )
+
+
+def nearest_multiples(value: int, factor: int) -> str:
+    """The multiples of `factor` around `value`, for a message; 0 is none."""
+    below = value - value % factor
+    return " and ".join(str(near) for near in (below, below + factor) if near)
 
 
 def _optimizer(config: Config) -> None:

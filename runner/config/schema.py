@@ -54,7 +54,7 @@ class DataConfig:
         entry: `module:function` that returns a `jobs.base.Dataset`.
         root: Folder of the user's own data, or null.
         workers: Threads that prepare examples.
-        prefetch: Batches that are kept ready on the device.
+        prefetch: Calls whose batches are kept ready on the device.
         options: The source's own settings.
     """
 
@@ -72,9 +72,12 @@ class BackendConfig:
 
     Attributes:
         name: One of the names in `runner.config.names.BACKENDS`.
+        steps_per_call: Updates that one program makes (`openxla_step` only): more than 1 for
+            models so small that even one dispatch a step is too much.
     """
 
     name: str
+    steps_per_call: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from torch import Tensor
-
 from runner.backends.base import Backend, Metrics
 from runner.record.events import StepRecord
 
@@ -29,17 +27,45 @@ _AHEAD = 1
 
 @dataclasses.dataclass(frozen=True)
 class FinishedStep:
-    """A step whose end was seen, its metrics still on the device but for the loss."""
+    """A step whose end was seen.
+
+    Attributes:
+        record: Its times.
+        metrics: The metrics of its call.
+        index: Which of the call's updates it is.
+    """
 
     record: StepRecord
-    loss: float
-    metrics: Metrics
+    metrics: CallMetrics
+    index: int
+
+    def value(self, name: str) -> float:
+        """A metric of this step."""
+        return self.metrics.values(name)[self.index]
+
+
+class CallMetrics:
+    """The metrics of one call, each brought to the host when it is first asked for."""
+
+    def __init__(self, on_device: Metrics) -> None:
+        self.names = list(on_device)
+        self._on_device = on_device
+        self._on_host: dict[str, list[float]] = {}
+
+    def values(self, name: str) -> list[float]:
+        """A metric of each update of the call.
+
+        sync: waits until the program that makes it has ended.
+        """
+        if name not in self._on_host:
+            self._on_host[name] = self._on_device[name].cpu().reshape(-1).tolist()
+        return self._on_host[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Launch:
     step: int
-    metrics: Metrics
+    metrics: CallMetrics
     host_s: float
     wait_s: float
     programs: float
@@ -91,9 +117,15 @@ class StepClock:
         self._programs.skip()
 
     def launched(self, step: int, metrics: Metrics, *, host_s: float, wait_s: float) -> None:
-        """Note a step that the device was handed; `step` counts it as completed.
+        """Note a call that the device was handed: one update, or several that end together.
 
-        sync: waits while more than one earlier step has not ended.
+        sync: waits while more than one earlier call has not ended.
+
+        Args:
+            step: Completed updates, those of this call included.
+            metrics: What `Backend.train_steps` returned.
+            host_s: Seconds that the call took to dispatch.
+            wait_s: Seconds that the loop waited for its batches.
 
         Raises:
             BaseException: What `on_end` raised for an earlier step.
@@ -101,7 +133,7 @@ class StepClock:
         self._raise_error()
         self._launched = step
         programs = self._programs.per_step(step)
-        self._launches.put(_Launch(step, metrics, host_s, wait_s, programs))
+        self._launches.put(_Launch(step, CallMetrics(metrics), host_s, wait_s, programs))
 
     def drain(self) -> None:
         """Wait until every step has ended.
@@ -126,26 +158,32 @@ class StepClock:
                 if launch is None:
                     return
                 if self._error is None:
-                    self._on_end(self._end(launch))
+                    self._end(launch)
             except BaseException as error:
                 self._error = error
             finally:
                 self._launches.task_done()
 
-    def _end(self, launch: _Launch) -> FinishedStep:
-        loss = fetch(launch.metrics["loss"])
+    def _end(self, launch: _Launch) -> None:
+        count = len(launch.metrics.values("loss"))
         end = self.now()
         compiles = self._backend.compile_totals()[0]
-        record = StepRecord(
-            step=launch.step,
-            time_ms=(end - self._last_end) * 1e3,
-            host_ms=launch.host_s * 1e3,
-            data_wait_ms=launch.wait_s * 1e3,
-            programs=launch.programs,
-            compiled=compiles != self._compiles,
-        )
+        compiled = compiles != self._compiles
+        shared_ms = 1e3 / count
+        time_ms = (end - self._last_end) * shared_ms
         self._last_end, self._compiles = end, compiles
-        return FinishedStep(record, loss, launch.metrics)
+        for k in range(count):
+            if compiled:  # No step is done before all are: the time is the first one's.
+                time_ms = time_ms * count if k == 0 else 0.0
+            record = StepRecord(
+                step=launch.step - count + k + 1,
+                time_ms=time_ms,
+                host_ms=launch.host_s * shared_ms,
+                data_wait_ms=launch.wait_s * shared_ms,
+                programs=launch.programs,
+                compiled=compiled,
+            )
+            self._on_end(FinishedStep(record, launch.metrics, k))
 
 
 class _ProgramRate:
@@ -177,11 +215,3 @@ class _ProgramRate:
     def skip(self) -> None:
         """Leave out the programs that were handed over since the last reading."""
         self._count = self._backend.programs()
-
-
-def fetch(scalar: Tensor) -> float:
-    """The value of a scalar on the device.
-
-    sync: waits until the program that makes it has ended.
-    """
-    return float(scalar.item())

@@ -40,12 +40,12 @@ class Prefetcher(Generic[T]):
         clock: Monotonic seconds.
 
     Attributes:
-        wait_s: Seconds that the latest `next` waited.
+        waited_s: Seconds that all `next` together have waited.
     """
 
     def __init__(self, items: Iterable[T], *, depth: int, clock: Callable[[], float]) -> None:
         assert depth >= 1, depth
-        self.wait_s = 0.0
+        self.waited_s = 0.0
         self._depth = depth
         self._clock = clock
         self._ready: collections.deque[T] = collections.deque()
@@ -83,7 +83,7 @@ class Prefetcher(Generic[T]):
         asked = self._clock()
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._end is not None)
-            self.wait_s = self._clock() - asked
+            self.waited_s += self._clock() - asked
             if self._ready:
                 item = self._ready.popleft()
                 self._changed.notify_all()

@@ -1,7 +1,8 @@
 """The training loop.
 
-The order is fixed: stop? next batch, step, clock, log, evaluate. The host never waits for
-the step that it has just handed over; every place where it does wait is marked `# sync:`.
+The order is fixed: stop? next batch, step, clock, log, evaluate. A call of the backend makes
+one update, or several where the job asks for it. The host never waits for the call that it
+has just handed over; every place where it does wait is marked `# sync:`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from runner.config.schema import Config
 from runner.record.errors import NonFiniteError
 from runner.record.events import Evaluated, Event, Phase, StepRecord, Steps
 from runner.train.build import Built
-from runner.train.clock import FinishedStep, StepClock, fetch
+from runner.train.clock import FinishedStep, StepClock
 from runner.train.input import InputPipeline, evaluation_batches
 from runner.train.order import BatchOrder
 from runner.train.schedule import learning_rate
@@ -57,7 +58,7 @@ class Training:
             NonFiniteError: The loss is not a number.
             DataError: An example cannot be read.
         """
-        config = self.config
+        config, count = self.config, self.backend.steps_per_call
         source = self.built.data.train
         pipeline = InputPipeline(
             source,
@@ -65,7 +66,7 @@ class Training:
             first_step=self.step,
             last_step=config.steps,
             place=self.backend.place,
-            depth=config.data.prefetch,
+            depth=config.data.prefetch * count,
         )
         self.send(Phase("training"))
         with StepClock(self.backend, on_end=StepLog(self).add) as clock, pipeline as batches:
@@ -74,15 +75,16 @@ class Training:
                     clock.drain()  # sync: the end of the run
                     raise self.stop.error(self.step)
 
-                batch = next(batches)
-                ready = clock.now()
+                waited = batches.waited_s
+                call = [next(batches) for _ in range(count)]
+                lrs = [self.lr(self.step + k) for k in range(count)]
+                ready, waited = clock.now(), batches.waited_s - waited
 
                 self.backend.log.step = self.step
-                metrics = self.backend.train_step(batch, step=self.step, lr=self.lr(self.step))
-                self.step += 1
-                host_s = clock.now() - ready
-                # sync: the step before the last one; the device has this one to go on with.
-                clock.launched(self.step, metrics, host_s=host_s, wait_s=batches.wait_s)
+                metrics = self.backend.train_steps(call, step=self.step, lrs=lrs)
+                self.step += count
+                # sync: the call before the last one; the device has this one to go on with.
+                clock.launched(self.step, metrics, host_s=clock.now() - ready, wait_s=waited)
 
                 if self.evaluation_due():
                     clock.drain()  # sync: before a pause
@@ -115,7 +117,7 @@ class Training:
             mask_on_device = placed.pop("mask")
             sums.append(self.backend.eval_step(placed, mask_on_device))
         metrics = {  # sync: the end of an evaluation
-            name: sum(fetch(part[name]) for part in sums) / len(source) for name in sums[0]
+            name: sum(float(part[name].item()) for part in sums) / len(source) for name in sums[0]
         }
         seconds = time.perf_counter() - start
         self.send(Evaluated(self.step, metrics, examples=len(source), seconds=seconds))
@@ -138,27 +140,27 @@ class StepLog:
         Raises:
             NonFiniteError: Its loss is not a number.
         """
-        training, record = self._training, finished.record
+        training, record, loss = self._training, finished.record, finished.value("loss")
         self._records.append(record)
-        finite = math.isfinite(finished.loss)
+        finite = math.isfinite(loss)
         last = record.step == training.config.steps
         if record.step % training.config.log_every == 0 or last or not finite:
             self._send(finished)
         if not finite:
             raise NonFiniteError(
-                f"the loss must be a finite number; it was {finished.loss} at step {record.step}"
+                f"the loss must be a finite number; it was {loss} at step {record.step}"
             )
 
     def _send(self, finished: FinishedStep) -> None:
         training, step = self._training, finished.record.step
-        others = {n: fetch(v) for n, v in finished.metrics.items() if n != "loss"}
+        metrics = {name: finished.value(name) for name in finished.metrics.names}
         compile_count, compile_s = training.backend.compile_totals()
         batch_size = training.config.job.batch_size
         device_bytes, host_bytes = self._memory_bytes()
         training.send(
             Steps(
                 records=self._records,
-                metrics={"loss": finished.loss, "lr": training.lr(step - 1), **others},
+                metrics={**metrics, "lr": training.lr(step - 1)},
                 compile_count=compile_count,
                 compile_s=compile_s,
                 device_bytes=device_bytes,

@@ -57,6 +57,19 @@ BROKEN = [
     (["schedule.name=cosin"], "schedule.name must be one of .*'cosine'"),
     (["backend.name=openxl"], "backend.name must be one of .*'openxla'"),
     (["backend.name=openxla_eval"], "no backward pass.*mode=evaluate"),
+    (["backend.steps_per_call=0"], "backend.steps_per_call must be >= 1"),
+    (
+        ["backend.name=lazy", "backend.steps_per_call=2"],
+        "backend.steps_per_call must be 1 with backend=lazy",
+    ),
+    (
+        ["backend.name=openxla_step", "backend.steps_per_call=10", "steps=105"],
+        "must divide steps: .*got 10 and 105; the nearest steps are 100 and 110",
+    ),
+    (
+        ["backend.name=openxla_step", "backend.steps_per_call=10", "eval_every=4", "steps=100"],
+        "must divide eval_every: .*the nearest eval_every are 10",
+    ),
     (["backend.name=eager", "hardware.name=tpu"], "hardware.name must be auto or cpu"),
     (["hardware.name=gpu"], "hardware.name must be one of auto, cpu, tpu; got 'gpu'"),
     (["hardware.devices=0"], "hardware.devices must be >= 1"),

@@ -137,7 +137,7 @@ def test_the_wait_for_a_batch_is_measured() -> None:
     opener = threading.Thread(target=lambda: (asked.wait(DEADLINE_S), gate.set()))
     opener.start()
     assert next(prefetcher) == 1
-    assert prefetcher.wait_s == 10.0
+    assert prefetcher.waited_s == 10.0
     opener.join()
     prefetcher.close()
 
