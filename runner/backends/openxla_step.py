@@ -63,8 +63,8 @@ class OpenXlaStep(Backend):
         self._programs: dict[Shapes, Program] = {}
         self._evaluations: dict[Shapes, tuple[Program, list[str]]] = {}
         # The last reference to an input waits for the program that reads it, so the inputs of
-        # a call are let go one call later.
-        self._inputs: collections.deque[list[Tensor]] = collections.deque(maxlen=1)
+        # a call are let go three calls later, when the step clock has seen its end.
+        self._inputs: collections.deque[list[Tensor]] = collections.deque(maxlen=3)
 
     def place(self, batch: Batch) -> dict[str, Tensor]:
         """See `Backend.place`."""
