@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from runner.backends.base import Backend, Batch, Metrics, Recipe, masked_sums, micro_batches
 from runner.backends.compiles import CompileLog
-from runner.backends.optimizer import make_initial_state, set_lr
+from runner.backends.optimizer import initial_state, set_lr
 from runner.backends.state import TrainState, view
 from runner.record.errors import CheckpointError
 
@@ -32,7 +32,7 @@ class InPlaceBackend(Backend, abc.ABC):
         super().__init__(recipe, log=log)
         self.device = device
         rehearsal = recipe.make_optimizer(recipe.model)
-        make_initial_state(rehearsal)
+        rehearsal.state.update(initial_state(rehearsal))
         self.model = move(recipe.model, device)
         self.optimizer = recipe.make_optimizer(self.model)
         self.optimizer.load_state_dict(rehearsal.state_dict())

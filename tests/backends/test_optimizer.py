@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.backends.optimizer import make_initial_state
+from runner.backends.optimizer import UnsupportedOptimizerError, initial_state
 
 CASES: dict[str, dict[str, Any]] = {
     "SGD": {"momentum": 0.9, "nesterov": True},
@@ -34,7 +34,7 @@ def test_training_from_prepared_state_equals_training_from_none(name: str, forea
         cls = getattr(torch.optim, name)
         optimizer = cls(model.parameters(), lr=0.01, foreach=foreach, **CASES[name])
         if prepared:
-            make_initial_state(optimizer)
+            optimizer.state.update(initial_state(optimizer))
         for step in range(3):
             x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
             model(x).square().mean().backward()
@@ -50,7 +50,21 @@ def test_preparing_state_leaves_the_parameters_as_they_were() -> None:
     param = torch.nn.Parameter(torch.randn(3))
     before = param.detach().clone()
     optimizer = torch.optim.AdamW([param], lr=0.5, weight_decay=0.9)
-    make_initial_state(optimizer)
+    state = initial_state(optimizer)
     assert torch.equal(param.detach(), before)
     assert param.grad is None
-    assert optimizer.state[param]["step"].item() == 0
+    assert not optimizer.state
+    assert state[param]["step"].item() == 0
+
+
+def test_a_frozen_parameter_gets_no_state() -> None:
+    frozen = torch.nn.Parameter(torch.randn(3), requires_grad=False)
+    param = torch.nn.Parameter(torch.randn(3))
+    assert list(initial_state(torch.optim.Adam([frozen, param]))) == [param]
+
+
+def test_what_differs_between_the_first_step_and_the_others_is_refused() -> None:
+    param = torch.nn.Parameter(torch.randn(3))
+    optimizer = torch.optim.SGD([param], lr=0.1, momentum=0.9, dampening=0.5)
+    with pytest.raises(UnsupportedOptimizerError, match=r"dampening must be 0: .*got 0\.5"):
+        initial_state(optimizer)

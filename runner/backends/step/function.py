@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from runner.backends.base import Batch, Metrics, Recipe, masked_sums
-from runner.backends.step.optimizer import FunctionalOptimizer, initial_state
+from runner.backends.optimizer import initial_state
+from runner.backends.step.optimizer import FunctionalOptimizer
 
 
 class _Objective(nn.Module):
