@@ -21,7 +21,6 @@ from runner.backends.compiles import CompileLog
 from runner.backends.inplace import check_names, check_shape
 from runner.backends.state import TrainState
 from runner.backends.step.function import StepFunction
-from runner.backends.step.sharing import share_equal_inputs
 from runner.backends.step.splice import trace_whole
 from runner.backends.step.trace import fake_inputs, trace_step
 from runner.xla import counters, device
@@ -118,16 +117,14 @@ class OpenXlaStep(Backend):
         values = self._host or device.to_host(self._all())
         rates = [torch.zeros(())] * function.groups
         inputs = fake_inputs([*function.initial, *rates, *batch], self.device)
-        graph = trace_whole(function, inputs)
-        output_of = {position: position + 2 for position in range(len(function.initial))}
         equal = function.equal_scalars(values) if self._sharing is None else self._shared_groups()
-        smaller, merged = share_equal_inputs(graph, equal, output_of=output_of)
+        graph, merged = trace_whole(function, inputs, equal=equal)
         if self._sharing is None:
             kept = [i for i in range(len(values)) if i not in merged]
             standing = {position: place for place, position in enumerate(kept)}
             place = [standing[merged.get(i, i)] for i in range(len(values))]
             self._sharing = _Sharing(kept, place)
-        return smaller
+        return graph
 
     def _shared_groups(self) -> list[list[int]]:
         assert self._sharing is not None

@@ -7,7 +7,7 @@ them stands for all. Owns: that proof by common subexpressions, and the smaller 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,68 +16,95 @@ import torch.fx
 Node = torch.fx.Node
 
 
+class GraphBuilder:
+    """A graph that grows by copies of other graphs' nodes, none of them twice."""
+
+    def __init__(self) -> None:
+        self._graph = torch.fx.Graph()
+        self._owner = torch.nn.Module()
+        self._seen: dict[Hashable, Node] = {}
+
+    def places(self, count: int, merged: Mapping[int, int]) -> list[Node]:
+        """Adds placeholders; returns for each input the one that stands for it."""
+        own = [self._graph.placeholder(f"input_{i}") for i in range(count)]
+        return [own[merged.get(i, i)] for i in range(count)]
+
+    def append(self, part: torch.fx.GraphModule, arguments: Sequence[Node]) -> list[Any]:
+        """Adds a functional graph and returns the nodes of its outputs.
+
+        Args:
+            part: What to add.
+            arguments: Nodes in the place of its placeholders.
+        """
+        given, copies = iter(arguments), {}
+        for node in part.graph.nodes:
+            if node.op == "placeholder":
+                copies[node] = next(given)
+            elif node.op == "output":
+                return list(torch.fx.map_arg(node.args[0], copies.__getitem__))
+            elif node.op == "get_attr":
+                copies[node] = self._constant(getattr(part, node.target))
+            else:
+                copies[node] = self._copy(node, copies)
+        raise AssertionError("a graph without output")
+
+    def finish(self, outputs: Sequence[Any]) -> torch.fx.GraphModule:
+        """The graph with these outputs and without what they do not need."""
+        self._graph.output(list(outputs))
+        self._graph.eliminate_dead_code()
+        return torch.fx.GraphModule(self._owner, self._graph)
+
+    def _constant(self, value: torch.Tensor) -> Node:
+        """A tensor that a part holds: a constant made inside the step."""
+        key = ("constant", id(value))
+        if key not in self._seen:
+            name = f"constant_{len(list(self._owner.buffers()))}"
+            self._owner.register_buffer(name, value)
+            self._seen[key] = self._graph.get_attr(name)
+        return self._seen[key]
+
+    def _copy(self, node: Node, copies: Mapping[Node, Node]) -> Node:
+        key = _key(node, copies)
+        if key is None:
+            return self._graph.node_copy(node, copies.__getitem__)
+        if key not in self._seen:
+            self._seen[key] = self._graph.node_copy(node, copies.__getitem__)
+        return self._seen[key]
+
+
+#: From the merged inputs to a graph and the nodes of its outputs.
+Build = Callable[[Mapping[int, int]], tuple[GraphBuilder, Sequence[Any]]]
+
+
 def share_equal_inputs(
-    graph_module: torch.fx.GraphModule,
-    groups: Sequence[Sequence[int]],
-    *,
-    output_of: Mapping[int, int],
+    build: Build, groups: Sequence[Sequence[int]], *, output_of: Mapping[int, int]
 ) -> tuple[torch.fx.GraphModule, dict[int, int]]:
     """Merges inputs that are equal now and that the graph keeps equal.
 
     Args:
-        graph_module: A functional graph with one placeholder per input.
+        build: Builds the graph with some inputs standing for others, by position.
         groups: Positions of inputs that hold equal values before the first call.
         output_of: Input position to the position of the output that replaces it next call.
 
     Returns:
-        A graph with the same placeholders and without common subexpressions, and the merged
-        inputs: position to the position that stands for it. A merged input is no longer read.
+        A graph with a placeholder for every input and without common subexpressions, and the
+        merged inputs: position to the position that stands for it. A merged input is not read.
     """
     tried = [list(group) for group in groups if len(group) > 1]
     while True:
         merged = {other: group[0] for group in tried for other in group[1:]}
-        smaller, outputs = _without_repeats(graph_module.graph, merged)
+        builder, outputs = build(merged)
         kept = [
             group
             for group in tried
             if len({id(outputs[output_of[position]]) for position in group}) == 1
         ]
         if len(kept) == len(tried):
-            smaller.eliminate_dead_code()
-            return torch.fx.GraphModule(graph_module, smaller), merged
+            return builder.finish(outputs), merged
         tried = kept
 
 
-def _without_repeats(
-    graph: torch.fx.Graph, merged: Mapping[int, int]
-) -> tuple[torch.fx.Graph, Sequence[Any]]:
-    new = torch.fx.Graph()
-    copies: dict[Node, Node] = {}
-    seen: dict[Hashable, Node] = {}
-    inputs: list[Node] = []
-    outputs: Any = ()
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            copy = new.node_copy(node)
-            inputs.append(copy)
-            copies[node] = inputs[merged.get(len(inputs) - 1, len(inputs) - 1)]
-            continue
-        key = _key(node, copies)
-        if key is not None and key in seen:
-            copies[node] = seen[key]
-            continue
-        copy = new.node_copy(node, copies.__getitem__)
-        copies[node] = copy
-        if key is not None:
-            seen[key] = copy
-        if node.op == "output":
-            outputs = copy.args[0]
-    return new, outputs
-
-
 def _key(node: Node, copies: Mapping[Node, Node]) -> Hashable | None:
-    if node.op == "get_attr":
-        return (node.op, node.target)
     if node.op != "call_function" or _draws(node.target):
         return None
     return (node.target, _frozen(node.args, copies), _frozen(node.kwargs, copies))
