@@ -138,7 +138,6 @@ class OpenXlaStep(Backend):
             assert self._sharing is not None
             self._carried = upload([self._host[i] for i in self._sharing.kept])
             self._host = None
-            device.sync()
 
     def _bind(self, graph: fx.GraphModule, batch: Sequence[Tensor]) -> Program:
         assert self._sharing is not None

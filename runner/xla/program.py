@@ -262,18 +262,16 @@ def numbers_as_constants() -> Iterator[None]:
 
 
 def upload(tensors: Flat) -> list[torch.Tensor]:
-    """Copies host tensors to the device, each into a buffer of its own.
+    """Copies host tensors to the device in one transfer, each into a buffer of its own.
 
-    Plain `.to(device)` serves 0-d tensors of equal value from a cache: sixty step counters would
-    share one buffer, and donating one of them would kill the cache's.
+    Plain `.to(device)` makes a 0-d tensor of 0 or 1 a pending constant, and serves others of
+    equal value from a cache: sixty step counters would share one buffer, and donating one of
+    them would kill the cache's.
     """
-    before = binding._get_xla_enable_device_data_cache()
-    binding._set_xla_enable_device_data_cache(False)
-    try:
-        device = torch_xla.device()
-        return [tensor.detach().to(device) for tensor in tensors]
-    finally:
-        binding._set_xla_enable_device_data_cache(before)
+    host = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    names = [str(torch_xla.device())] * len(host)
+    uploaded: list[torch.Tensor] = binding._xla_tensors_from_aten(host, names, None)
+    return uploaded
 
 
 def _trace_outputs(
