@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 Arrays = dict[str, npt.NDArray[Any]]
 Batch = Mapping[str, Tensor]
+Sharding = Mapping[str, "tuple[str | None, ...]"]
 
 
 class DataError(Exception):
@@ -78,13 +79,34 @@ class Job(abc.ABC):
         settings: The configuration's `model` section.
         facts: `Dataset.facts` of the chosen data.
 
+    Attributes:
+        sharding: How parameters are cut over a mesh of devices: a regular expression, searched
+            for in the parameter's name, -> for each dimension "fsdp", "tensor" or None. The
+            first that is found counts; a parameter without one is whole on every device.
+
     Raises:
         SettingError: A setting breaks a rule.
     """
 
+    sharding: ClassVar[Sharding] = {}
+
     def __init__(self, settings: Mapping[str, Any], facts: Mapping[str, int]) -> None:
         self.settings = settings
         self.facts = facts
+
+    def fact(self, name: str) -> int:
+        """What the data says under `name`.
+
+        Raises:
+            SettingError: The data is of another kind and does not say.
+        """
+        if name not in self.facts:
+            known = ", ".join(self.facts) or "nothing"
+            raise SettingError(
+                f"data must suit the job: {type(self).__name__} needs the data's {name!r}, and "
+                f"this data tells {known}; choose another data="
+            )
+        return self.facts[name]
 
     @abc.abstractmethod
     def build(self) -> nn.Module:
@@ -112,6 +134,15 @@ class Job(abc.ABC):
     def tokens_per_example(self) -> int:
         """Tokens in one example of a text job, for `throughput/tokens_per_s`; else 0."""
         return 0
+
+
+def weight_decay_groups(model: nn.Module) -> Sequence[Mapping[str, Any]]:
+    """Two parameter groups: matrices and kernels with weight decay, norms and biases without."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def setting(settings: Mapping[str, Any], key: str, choices: Sequence[Any]) -> Any:
@@ -159,8 +190,10 @@ __all__ = [
     "Dataset",
     "Job",
     "SettingError",
+    "Sharding",
     "Source",
     "fraction",
     "setting",
+    "weight_decay_groups",
     "whole",
 ]

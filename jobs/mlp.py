@@ -40,13 +40,13 @@ class MLP(Job):
 
     def build(self) -> nn.Module:
         """The network for images of shape [batch, channels, image_size, image_size]."""
-        pixels = self.facts["channels"] * self.facts["image_size"] ** 2
+        pixels = self.fact("channels") * self.fact("image_size") ** 2
         return nn.Sequential(
             nn.Flatten(),
             nn.Linear(pixels, self.width),
             *(Block(self.width, self.dropout) for _ in range(self.depth)),
             nn.LayerNorm(self.width),
-            nn.Linear(self.width, self.facts["classes"]),
+            nn.Linear(self.width, self.fact("classes")),
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

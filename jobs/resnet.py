@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.base import Batch, Job, fraction, setting
+from jobs.base import Batch, Job, fraction, setting, weight_decay_groups
 
 
 class ResNet(Job):
@@ -30,10 +30,10 @@ class ResNet(Job):
         """The network for images of shape [batch, channels, image_size, image_size]."""
         make = getattr(torchvision.models, f"resnet{self.depth}")
         model: nn.Module = make(
-            num_classes=self.facts["classes"],
+            num_classes=self.fact("classes"),
             zero_init_residual=self.zero_init_residual,
         )
-        channels = self.facts["channels"]
+        channels = self.fact("channels")
         if self.stem == "small":
             model.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
             model.maxpool = nn.Identity()
@@ -57,8 +57,4 @@ class ResNet(Job):
 
     def parameter_groups(self, model: nn.Module) -> Sequence[Mapping[str, Any]]:
         """Weight decay for convolutions and the classifier, none for norms and biases."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        return [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        return weight_decay_groups(model)

@@ -1,0 +1,20 @@
+"""Layers that repeat: the one place that decides how a stack of them is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+
+def run_layers(layers: Iterable[nn.Module], x: Tensor, *shared: Tensor) -> Tensor:
+    """Hand `x` through layers of one kind, each from and to the same shape.
+
+    Args:
+        layers: Modules of one class whose parameters have the same names and shapes.
+        x: The first layer's input.
+        shared: Further inputs that are the same for every layer.
+    """
+    for layer in layers:
+        x = layer(x, *shared)
+    return x

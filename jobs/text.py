@@ -1,0 +1,127 @@
+"""Text data: real English prose as bytes, and the windows that every text job trains on.
+
+A batch is {"tokens": int64 [n, seq_len], "target": int64 [n, seq_len]}, the target being the
+token that follows. A batch is a function of its indices and its `rng` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.base import Arrays, DataError, DataRequest, Dataset, SettingError, whole
+
+Integers = npt.NDArray[np.int64]
+
+BYTES = 256
+HELDOUT_FRACTION = 0.1
+
+
+def prose(request: DataRequest) -> Dataset:
+    """About 370,000 bytes of English from the standard library: Python's language reference.
+
+    The last tenth is held out. Paragraphs that the library repeats are kept once, so that none
+    of the held-out ones was trained on. The text differs a little with Python's version.
+
+    Option: `seq_len`, tokens in an example; a token is a byte.
+
+    Raises:
+        DataError: This Python was built without the text.
+        SettingError: An option breaks a rule.
+    """
+    text = np.frombuffer(_read_prose().encode(), dtype=np.uint8)
+    cut = len(text) - int(len(text) * HELDOUT_FRACTION)
+    return windows(text[:cut], text[cut:], seq_len=sequence_length(request), vocabulary=BYTES)
+
+
+def sequence_length(request: DataRequest) -> int:
+    """The option `seq_len`.
+
+    Raises:
+        SettingError: It is not a whole number above 0.
+    """
+    return whole(request.options, "seq_len", least=1, section="data.options")
+
+
+def windows(
+    train: npt.NDArray[Any],
+    heldout: npt.NDArray[Any] | None,
+    *,
+    seq_len: int,
+    vocabulary: int,
+    heldout_bytes: int | None = None,
+) -> Dataset:
+    """Streams of tokens as examples of `seq_len` tokens.
+
+    Args:
+        train: Token numbers of shape [tokens], of any integer type; may be memory-mapped.
+        heldout: The same, or None.
+        seq_len: Tokens in an example.
+        vocabulary: Number of different tokens.
+        heldout_bytes: Bytes of text that `heldout` stands for; None where a token is a byte.
+
+    Returns:
+        Examples, and the facts "vocabulary", "seq_len", "heldout_tokens", "heldout_bytes".
+
+    Raises:
+        SettingError: A stream is too short for one example.
+    """
+    parts = [None if part is None else _source(part, seq_len) for part in (train, heldout)]
+    assert parts[0] is not None
+    tokens = 0 if heldout is None else len(heldout)
+    facts = {
+        "vocabulary": vocabulary,
+        "seq_len": seq_len,
+        "heldout_tokens": tokens,
+        "heldout_bytes": tokens if heldout_bytes is None else heldout_bytes,
+    }
+    return Dataset(parts[0], parts[1], facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSource:
+    """A stream of tokens cut into windows that do not overlap; the rest at its end is unused.
+
+    When training, each window is shifted by up to its own length, so that over the epochs every
+    token is seen at every position.
+    """
+
+    tokens: npt.NDArray[Any]
+    seq_len: int
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.seq_len
+
+    def batch(self, indices: Integers, *, rng: np.random.Generator | None) -> Arrays:
+        """The windows at `indices`; `rng` shifts them."""
+        starts = indices * self.seq_len
+        if rng is not None:
+            shifted = starts + rng.integers(self.seq_len, size=len(starts))
+            starts = np.minimum(shifted, len(self.tokens) - self.seq_len - 1)
+        cut = self.tokens[starts[:, None] + np.arange(self.seq_len + 1)].astype(np.int64)
+        return {"tokens": cut[:, :-1].copy(), "target": cut[:, 1:].copy()}
+
+
+def _source(tokens: npt.NDArray[Any], seq_len: int) -> WindowSource:
+    source = WindowSource(tokens, seq_len)
+    if len(source) < 1:
+        raise SettingError(
+            f"data.options.seq_len must be < {len(tokens)}, the tokens of the text, because each "
+            f"position needs the token that follows; got {seq_len}"
+        )
+    return source
+
+
+def _read_prose() -> str:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise DataError(
+            "data=prose needs pydoc_data.topics of Python's standard library, which this Python "
+            f"was built without: {error}"
+        ) from error
+    paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
+    return "\n\n".join(dict.fromkeys(paragraphs))
