@@ -1,0 +1,75 @@
+"""Every job, tiny, on every backend that trains: the losses are those of plain PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from jobs.base import Job
+from jobs.gpt import GPTJob
+from runner.backends.base import Recipe
+from tests.backends import problems
+
+TEXT_FACTS = {"vocabulary": 32, "seq_len": 16, "heldout_tokens": 10, "heldout_bytes": 10}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """A job, and a batch of it."""
+
+    job: Callable[[], Job]
+    batch: Callable[[int], dict[str, Tensor]]
+
+
+def text(step: int) -> dict[str, Tensor]:
+    stream = torch.randint(32, (4, 17), generator=torch.Generator().manual_seed(step))
+    return {"tokens": stream[:, :-1].contiguous(), "target": stream[:, 1:].contiguous()}
+
+
+def gpt(positions: str) -> Job:
+    settings = {"depth": 2, "width": 16, "heads": 2, "dropout": 0.0, "positions": positions}
+    return GPTJob(settings, TEXT_FACTS)
+
+
+TINY = {
+    "gpt": Tiny(lambda: gpt("rotary"), text),
+    "gpt-learned": Tiny(lambda: gpt("learned"), text),
+}
+
+
+@functools.cache
+def trained(name: str, backend_name: str) -> tuple[list[float], dict[str, float]]:
+    """Losses of two steps, then the held-out metrics of a batch."""
+    tiny = TINY[name]
+    job = tiny.job()
+    torch.manual_seed(0)
+    recipe = Recipe(
+        model=job.build(),
+        loss=job.loss,
+        evaluate=job.evaluate,
+        make_optimizer=lambda model: torch.optim.AdamW(job.parameter_groups(model), lr=1e-3),
+    )
+    backend = problems.start(backend_name, recipe)
+    losses = [
+        backend.train_step(backend.place(tiny.batch(step)), step=step, lr=1e-3)["loss"].item()
+        for step in range(2)
+    ]
+    held = tiny.batch(7)
+    mask = torch.ones(len(next(iter(held.values()))))
+    placed = backend.place({**held, "mask": mask})
+    metrics = backend.eval_step(placed, placed.pop("mask"))
+    return losses, {key: value.item() for key, value in metrics.items()}
+
+
+@pytest.mark.parametrize("backend", ["lazy", "openxla", "openxla_step"])
+@pytest.mark.parametrize("name", TINY)
+def test_losses_and_metrics_agree_with_eager(name: str, backend: str) -> None:
+    losses, metrics = trained(name, "eager")
+    assert losses[0] != losses[1]
+    assert trained(name, backend)[0] == pytest.approx(losses, rel=1e-5)
+    assert trained(name, backend)[1] == pytest.approx(metrics, rel=1e-4)
