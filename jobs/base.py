@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -182,6 +183,18 @@ def fraction(settings: Mapping[str, Any], key: str, *, section: str = "model") -
     return float(value)
 
 
+def positive(settings: Mapping[str, Any], key: str, *, section: str = "model") -> float:
+    """The value of `settings[key]`, which must be a finite number above 0.
+
+    Raises:
+        SettingError: It is not.
+    """
+    value = settings[key]
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise SettingError(f"{section}.{key} must be a finite number above 0; got {value!r}")
+    return float(value)
+
+
 __all__ = [
     "Arrays",
     "Batch",
@@ -193,6 +206,7 @@ __all__ = [
     "Sharding",
     "Source",
     "fraction",
+    "positive",
     "setting",
     "weight_decay_groups",
     "whole",

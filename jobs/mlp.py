@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.base import Batch, Job, fraction, whole
+from jobs.classify import class_metrics
 
 
 class Block(nn.Module):
@@ -55,8 +56,4 @@ class MLP(Job):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Whether the best class is the right one, and cross entropy."""
-        logits = model(batch["image"]).float()
-        return {
-            "accuracy": (logits.argmax(dim=1) == batch["label"]).float(),
-            "loss": F.cross_entropy(logits, batch["label"], reduction="none"),
-        }
+        return class_metrics(model(batch["image"]), batch["label"])

@@ -18,3 +18,11 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor, *shared: Tensor) -> Tenso
     for layer in layers:
         x = layer(x, *shared)
     return x
+
+
+class Stack(nn.Sequential):
+    """A stack that takes the place of a library's `nn.Sequential`, under the same names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input handed through every layer."""
+        return run_layers(self, x)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jobs.base import Job
 from jobs.gpt import GPTJob
+from jobs.vit import ViT
 from runner.backends.base import Recipe
 from tests.backends import problems
 
@@ -36,7 +37,22 @@ def gpt(positions: str) -> Job:
     return GPTJob(settings, TEXT_FACTS)
 
 
+def images(step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "image": torch.randn(4, 1, 8, 8, generator=generator),
+        "label": torch.randint(10, (4,), generator=generator),
+    }
+
+
+def vit() -> Job:
+    settings = {"patch": 4, "depth": 2, "width": 16, "heads": 2, "dropout": 0.0}
+    facts = {"classes": 10, "channels": 1, "image_size": 8}
+    return ViT({**settings, "label_smoothing": 0.1, "position_std": 1.0}, facts)
+
+
 TINY = {
+    "vit": Tiny(vit, images),
     "gpt": Tiny(lambda: gpt("rotary"), text),
     "gpt-learned": Tiny(lambda: gpt("learned"), text),
 }

@@ -1,23 +1,36 @@
-"""ResNet and MLP as jobs: shapes, metrics, parameter groups, settings; the MLP learns."""
+"""ResNet, ViT and MLP as jobs: shapes, metrics, parameter groups, settings; the MLP learns."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from jobs.base import DataRequest, Job, SettingError
 from jobs.images import digits
 from jobs.mlp import MLP
 from jobs.resnet import ResNet
+from jobs.vit import ViT
 
 FACTS = {"classes": 10, "channels": 1, "image_size": 24}
 RESNET = {"depth": 18, "stem": "small", "zero_init_residual": True, "label_smoothing": 0.0}
+VIT = {
+    "patch": 8,
+    "depth": 2,
+    "width": 32,
+    "heads": 2,
+    "dropout": 0.1,
+    "label_smoothing": 0.0,
+    "position_std": 1.0,
+}
 MLP_SETTINGS = {"width": 32, "depth": 2, "dropout": 0.1}
 
 
@@ -42,11 +55,18 @@ def resnet(**settings: Any) -> ResNet:
     return ResNet({**RESNET, **settings}, FACTS)
 
 
+def vit(**settings: Any) -> ViT:
+    return ViT({**VIT, **settings}, FACTS)
+
+
 def mlp(**settings: Any) -> MLP:
     return MLP({**MLP_SETTINGS, **settings}, FACTS)
 
 
-@pytest.mark.parametrize("job", [resnet(), mlp()], ids=["resnet", "mlp"])
+JOBS: dict[str, Job] = {"resnet": resnet(), "vit": vit(), "mlp": mlp()}
+
+
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS.keys())
 def test_loss_is_a_scalar_that_reaches_every_parameter(job: Job) -> None:
     torch.manual_seed(0)
     model = job.build()
@@ -57,7 +77,7 @@ def test_loss_is_a_scalar_that_reaches_every_parameter(job: Job) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("job", [resnet(), mlp()], ids=["resnet", "mlp"])
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS.keys())
 def test_evaluation_gives_one_float32_an_example(job: Job) -> None:
     torch.manual_seed(0)
     model = job.build().eval()
@@ -73,7 +93,7 @@ def test_evaluation_gives_one_float32_an_example(job: Job) -> None:
     torch.testing.assert_close(metrics["loss"].mean(), job.loss(model, batch).detach())
 
 
-@pytest.mark.parametrize("job", [resnet(), mlp()], ids=["resnet", "mlp"])
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS.keys())
 def test_the_seed_fixes_the_weights(job: Job) -> None:
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -145,6 +165,11 @@ def test_norms_and_biases_have_no_weight_decay() -> None:
         (resnet, "stem", "tiny"),
         (resnet, "label_smoothing", 1.0),
         (resnet, "zero_init_residual", "maybe"),
+        (vit, "patch", 5),
+        (vit, "heads", 3),
+        (vit, "depth", 0),
+        (vit, "position_std", 0),
+        (vit, "dropout", -0.1),
         (mlp, "width", 0),
         (mlp, "depth", -1),
         (mlp, "dropout", 1),
@@ -165,15 +190,51 @@ def test_dropout_acts_in_training_only() -> None:
         assert torch.equal(model(image), model(image))
 
 
-def test_the_mlp_learns_the_digits() -> None:
+def test_a_vit_stack_keeps_the_names_and_results_of_torchvision() -> None:
+    torch.manual_seed(0)
+    job = vit(dropout=0.0)
+    model = job.build().eval()
+    plain = VisionTransformer(
+        image_size=24,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        mlp_dim=128,
+        num_classes=10,
+    ).eval()
+    plain.conv_proj = nn.Conv2d(1, 32, 8, stride=8)
+    plain.load_state_dict(model.state_dict())
+    nn.init.normal_(plain.heads.head.weight)
+    model.load_state_dict(plain.state_dict())
+    image = batch_of(3)["image"]
+    with torch.no_grad():
+        assert torch.equal(model(image), plain(image))
+
+
+def test_vit_sharding_rules_name_each_dimension_of_every_matrix() -> None:
+    job = vit()
+    for name, parameter in job.build().named_parameters():
+        axes = [rule for pattern, rule in job.sharding.items() if re.search(pattern, name)]
+        assert len(axes) <= 1, name
+        assert axes or parameter.ndim != 2, name
+        assert all(len(rule) == parameter.ndim for rule in axes), name
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "mark"),
+    [(partial(MLP, {**MLP_SETTINGS, "width": 128}), 120, 0.85), (partial(ViT, VIT), 200, 0.6)],
+    ids=["mlp", "vit"],
+)
+def test_it_learns_the_digits(make: Any, steps: int, mark: float) -> None:
     data = digits(DataRequest(None, {"image_size": 24, "channels": 1}, workers=1, seed=0))
     assert data.heldout is not None
     torch.manual_seed(0)
-    job = MLP({**MLP_SETTINGS, "width": 128}, data.facts)
+    job = make(data.facts)
     model = job.build()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     rng = np.random.default_rng(0)
-    for _ in range(120):
+    for _ in range(steps):
         arrays = data.train.batch(rng.integers(4000, size=64), rng=rng)
         loss = job.loss(model, {name: torch.from_numpy(a) for name, a in arrays.items()})
         optimizer.zero_grad()
@@ -184,4 +245,4 @@ def test_the_mlp_learns_the_digits() -> None:
         metrics = job.evaluate(
             model.eval(), {name: torch.from_numpy(a) for name, a in arrays.items()}
         )
-    assert metrics["accuracy"].mean() > 0.85
+    assert metrics["accuracy"].mean() > mark
