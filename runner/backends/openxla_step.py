@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.optim import Optimizer
 
 from runner.backends.base import Backend, Batch, Metrics, Recipe
 from runner.backends.compiles import CompileLog
@@ -48,7 +49,7 @@ class OpenXlaStep(Backend):
     """One program a call, `steps_per_call` updates a program.
 
     The model and the optimizer of the recipe stay on the host as templates; `publish` brings
-    the state into the model.
+    the state into them.
     """
 
     def __init__(self, recipe: Recipe, *, log: CompileLog, steps_per_call: int = 1) -> None:
@@ -114,7 +115,7 @@ class OpenXlaStep(Backend):
 
     def _trace(self, batch: Sequence[Tensor]) -> fx.GraphModule:
         function = self._function
-        values = self._host or device.to_host(self._all())
+        values = self._values()
         rates = [torch.zeros(())] * function.groups
         inputs = fake_inputs([*function.initial, *rates, *batch], self.device)
         equal = function.equal_scalars(values) if self._sharing is None else self._shared_groups()
@@ -224,15 +225,16 @@ class OpenXlaStep(Backend):
             for other in group[1:]
         )
 
-    def publish(self) -> nn.Module:
-        """The recipe's model on the host, with the state's parameters and buffers in it."""
-        model = self.recipe.model
-        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        values = device.to_host(self._all()[: len(self._function.names)])
-        with torch.no_grad():
-            for name, value in zip(self._function.names, values, strict=True):
-                own[name].copy_(value)
-        return model
+    def publish(self) -> tuple[nn.Module, Optimizer]:
+        """The recipe's model and its optimizer on the host, brought up to the state.
+
+        sync: waits for the last step. The learning rates of the groups are not part of it.
+        """
+        self._function.publish(self._values())
+        return self.recipe.model, self._function.functional.optimizer
+
+    def _values(self) -> list[Tensor]:
+        return self._host if self._host is not None else device.to_host(self._all())
 
     def programs(self) -> int:
         """See `Backend.programs`."""

@@ -43,8 +43,9 @@ class _FirstValues(dict[str, Any]):
 def initial_state(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, dict[str, Any]]:
     """Returns what the optimizer would put into its state at its first step, before it counts.
 
-    One step with zero gradients runs on copies in host memory; neither the parameters nor the
-    optimizer change. State that exists already (a resumed optimizer) is kept as it is.
+    One step with zero gradients, at the rates that the optimizer was made with, runs on copies
+    in host memory; neither the parameters nor the optimizer change. State that exists
+    already (a resumed optimizer) is kept as it is.
 
     Args:
         optimizer: Any optimizer whose state is a dict per parameter.

@@ -103,6 +103,15 @@ class StepFunction:
                 alike[slot.key, value.dtype, value.item()].append(position)
         return list(alike.values())
 
+    def publish(self, values: Sequence[Tensor]) -> None:
+        """Puts host values of the carried tensors into the model and the optimizer."""
+        model, held = self._recipe.model, len(self.names)
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        with torch.no_grad():
+            for name, value in zip(self.names, values[:held], strict=True):
+                own[name].copy_(value)
+        self.functional.publish(values[held:])
+
     def __call__(self, *flat: Tensor) -> list[Tensor | None]:
         """One step."""
         held, count = len(self.names), len(self.initial)

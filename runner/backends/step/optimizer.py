@@ -53,6 +53,7 @@ class FunctionalOptimizer:
     """An optimizer as a function: parameters, gradients, state, rates -> parameters, state.
 
     Attributes:
+        optimizer: The optimizer that it is made of.
         parameters: The trainable parameters, in the order of the groups.
         slots: The tensors of the state, in the order in which `step` takes and returns them.
     """
@@ -66,7 +67,7 @@ class FunctionalOptimizer:
             optimizer: The optimizer that steps are traced through.
             state: As `initial_state` gives it.
         """
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._state = state
         self.parameters = list(state)
         self.slots = [
@@ -99,20 +100,27 @@ class FunctionalOptimizer:
         for value, gradient in zip(values, gradients, strict=True):
             value.grad = gradient
         lent_state = self._lent_state(values, state)
-        options = known_options(self._optimizer, _TRACED)
+        options = known_options(self.optimizer, _TRACED)
         for group_options, rate in zip(options, rates, strict=True):
             group_options["lr"] = rate
         stand_ins = dict(zip(self.parameters, values, strict=True))
-        loan = lent(self._optimizer, stand_ins, lent_state, options=options)
-        with loan, _traceable(self._optimizer):
-            self._optimizer.step()
+        loan = lent(self.optimizer, stand_ins, lent_state, options=options)
+        with loan, _traceable(self.optimizer):
+            self.optimizer.step()
         updated = [lent_state[values[slot.parameter]][slot.key] for slot in self.slots]
         return values, updated
+
+    def publish(self, state: Sequence[torch.Tensor]) -> None:
+        """Puts values of `self.slots` into the optimizer."""
+        for parameter, values in self._state.items():
+            self.optimizer.state[parameter] = dict(values)
+        for slot, tensor in zip(self.slots, state, strict=True):
+            self.optimizer.state[self.parameters[slot.parameter]][slot.key] = tensor.clone()
 
     @property
     def independent(self) -> bool:
         """Whether parameters may be updated one by one."""
-        return independent(self._optimizer)
+        return independent(self.optimizer)
 
     def step_one(self, index: int, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Takes a step of one parameter alone.
@@ -131,18 +139,18 @@ class FunctionalOptimizer:
         keys = [slot.key for slot in self.slots if slot.parameter == index]
         state.update((key, tensor.clone()) for key, tensor in zip(keys, inputs[3:], strict=True))
         only = defaultdict(dict, {value: state})
-        options = known_options(self._optimizer, _TRACED)
+        options = known_options(self.optimizer, _TRACED)
         for group_options in options:
             group_options["lr"] = rate
-        loan = lent(self._optimizer, {parameter: value}, only, options=options)
-        with loan, _traceable(self._optimizer):
-            self._optimizer.step()
+        loan = lent(self.optimizer, {parameter: value}, only, options=options)
+        with loan, _traceable(self.optimizer):
+            self.optimizer.step()
         return [value, *(state[key] for key in keys)]
 
     def group_of(self, index: int) -> int:
         """Returns the number of the group that a parameter is in."""
         parameter = self.parameters[index]
-        groups = enumerate(self._optimizer.param_groups)
+        groups = enumerate(self.optimizer.param_groups)
         return next(g for g, group in groups if any(parameter is p for p in group["params"]))
 
     def _lent_state(

@@ -10,6 +10,7 @@ import contextlib
 import pathlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -38,6 +39,7 @@ _DATA_DEPENDENT = (
 
 _SIGNS = (
     ("data-dependent", "it depends on a tensor's values"),
+    ("device type tensor to numpy", "it reads a tensor's memory on the host (numpy)"),
     ("Cannot access data pointer", "it reads a tensor's memory on the host (numpy, data_ptr)"),
     (
         "Please convert all Tensors to FakeTensors",
@@ -94,12 +96,40 @@ def _traced(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.Grap
         mode = FakeTensorMode(allow_non_fake_inputs=False, static_shapes=True)
     fakes = [_fake_like(mode, tensor) for tensor in example_inputs]
     with _typed_errors(), mode, enable_python_dispatcher():
-        graph_module = make_fx(_functional(fn, len(fakes)), record_stack_traces=False)(*fakes)
+        functional = _functional(fn, len(fakes))
+        graph_module = make_fx(functional, decomposition_table=_DECOMPOSED)(*fakes)
     _refuse_departures(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
     assert_functional(graph_module.graph)
     unbias_running_variance(graph_module.graph)
     return graph_module
+
+
+def _scaled_addmm(
+    bias: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Any:
+    """torch_xla has `addmm` without factors only."""
+    if beta == alpha == 1:
+        return NotImplemented
+    return bias * beta + torch.mm(left, right) * alpha
+
+
+def _pure_copy(
+    into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
+) -> torch.Tensor:
+    """torch_xla's `copy` writes into its first argument, functional as its schema is."""
+    return source.to(into.dtype).expand(into.shape)
+
+
+_DECOMPOSED: dict[torch._ops.OpOverload[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.addmm.default: _scaled_addmm,
+    torch.ops.aten.copy.default: _pure_copy,
+}
 
 
 def fake_inputs(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
@@ -167,7 +197,7 @@ def _typed_errors() -> Iterator[None]:
         yield
     except _DATA_DEPENDENT as error:
         raise UntraceableStepError(_reason(error), location=user_location(error)) from error
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = next((why for sign, why in _SIGNS if sign in str(error)), None)
         if reason is None:
             raise
