@@ -1,0 +1,1 @@
+"""The parts of `scripts/bench step`: models, contestants, child processes, rounds, table."""

@@ -1,0 +1,130 @@
+"""One contestant in a process of its own: takes requests on stdin, answers with figures.
+
+A request and its answer are a JSON object each, on one line. Between requests nothing runs, so
+that contestants can be stepped in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from contest.roster import BOUND, create
+
+Reply = dict[str, Any]
+WARM_UPDATES = 10
+
+
+class Timing:
+    """Holds a clock to a contestant."""
+
+    def __init__(self, model: str, name: str) -> None:
+        self._clock: Any = None
+        if name in BOUND:
+            from contest.binding import BindingClock
+
+            self._clock = BindingClock()
+        self._one = create(model, name)
+        self._warm_compiles = 0
+
+    def start(self) -> Reply:
+        """The first call, from weights on the host to its loss read; then the warm-up."""
+        begun = time.perf_counter()
+        self._one.start()
+        losses = self._one.losses(self._one.call())
+        seconds = time.perf_counter() - begun
+        first_compile_s = self._one.compiles()[1]
+        calls = 1
+        while len(losses) < WARM_UPDATES or calls < 2:
+            losses += self._one.losses(self._one.call())
+            calls += 1
+        self._warm_compiles, compile_s = self._one.compiles()
+        return {
+            "first_step_s": seconds,
+            "first_compile_s": first_compile_s,
+            "compile_s": compile_s,
+            "losses": losses[:WARM_UPDATES],
+            "parameters": self._one.parameters,
+        }
+
+    def burst(self, steps: int) -> Reply:
+        """Updates without waiting in between, one wait at the end."""
+        one = self._one
+        one.call()
+        one.wait()
+        programs = one.programs()
+        calls = max(1, steps // one.updates)
+        begun = time.perf_counter()
+        for _ in range(calls):
+            one.call()
+        one.wait()
+        seconds = time.perf_counter() - begun
+        updates = calls * one.updates
+        return {
+            "step_ms": 1e3 * seconds / updates,
+            "programs_per_step": (one.programs() - programs) / updates,
+        }
+
+    def probe(self, calls: int) -> Reply:
+        """Single calls on an idle device: until they return, and until they are done."""
+        host, alone = [], []
+        scale = 1e3 / self._one.updates
+        for _ in range(calls):
+            self._one.wait()
+            begun = time.perf_counter()
+            self._one.call()
+            returned = time.perf_counter()
+            self._one.wait()
+            host.append(scale * (returned - begun))
+            alone.append(scale * (time.perf_counter() - begun))
+        return {"host_ms": host, "waited_ms": alone, **self._probe_binding(calls)}
+
+    def _probe_binding(self, calls: int) -> Reply:
+        if self._clock is None:
+            return {}
+        scale = 1e3 / self._one.updates
+        self._clock.timed.clear()
+        self._clock.armed = True
+        for _ in range(calls):
+            self._one.wait()
+            self._one.call()
+        self._clock.armed = False
+        return {
+            "binding_ms": [scale * timed.call_s for timed in self._clock.timed],
+            "program_ms": [scale * timed.done_s for timed in self._clock.timed],
+            "arguments": self._clock.timed[-1].arguments if self._clock.timed else 0,
+        }
+
+    def facts(self) -> Reply:
+        """What is counted, at the end."""
+        count, seconds = self._one.compiles()
+        held, source = self._one.memory()
+        return {
+            "compiles": count,
+            "recompiles": count - self._warm_compiles,
+            "compile_s": seconds,
+            "device_bytes": held,
+            "device_bytes_source": source,
+        }
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What libraries print must not come between the answers.
+    os.dup2(2, 1)
+    timing = Timing(sys.argv[1], sys.argv[2])
+    replies.write("{}\n")
+    replies.flush()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(timing, request.pop("do"))(**request)
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

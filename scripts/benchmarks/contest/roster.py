@@ -1,0 +1,34 @@
+"""Who takes part in `scripts/bench step`, by name. Imports nothing of theirs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contest.contestant import Contestant
+
+#: Models, in the table's order.
+MODELS = ("mlp", "gpt", "resnet18", "gpt_128")
+
+#: Contestants, in the table's order: where each one's class is, and what it is made with.
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "eager": ("contest.ours:Ours", {"backend": "eager"}),
+    "lazy": ("contest.ours:Ours", {"backend": "lazy"}),
+    "torch_openxla": ("contest.stock:Stock", {}),
+    "openxla": ("contest.ours:Ours", {"backend": "openxla"}),
+    "openxla_step": ("contest.ours:Ours", {"backend": "openxla_step"}),
+    "openxla_step_k10": ("contest.ours:Ours", {"backend": "openxla_step", "updates": 10}),
+    "jax": ("contest.jaxed:Jax", {}),
+}
+
+#: Those whose step is one call of the binding, which is then timed by itself.
+BOUND = ("openxla_step", "openxla_step_k10")
+
+
+def create(model: str, name: str) -> Contestant:
+    """The named contestant on the named model; imports what it needs."""
+    place, options = CONTESTANTS[name]
+    module, _, cls = place.partition(":")
+    made: Contestant = getattr(importlib.import_module(module), cls)(model, **options)
+    return made
