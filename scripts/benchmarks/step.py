@@ -70,7 +70,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--models", type=_some(MODELS), default=list(MODELS), help=", ".join(MODELS)
+        "--models", type=_some(tuple(MODELS)), default=list(MODELS), help=", ".join(MODELS)
     )
     parser.add_argument(
         "--contestants",
@@ -78,8 +78,10 @@ def _arguments() -> argparse.Namespace:
         default=list(CONTESTANTS),
         help=", ".join(CONTESTANTS),
     )
-    parser.add_argument("--steps", type=_positive, default=20, help="updates a burst")
-    parser.add_argument("--rounds", type=_positive, default=15, help="bursts of each contestant")
+    parser.add_argument(
+        "--steps", type=_positive, help="updates a burst (default: 10 or 20, by model)"
+    )
+    parser.add_argument("--rounds", type=_positive, default=10, help="bursts of each contestant")
     parser.add_argument("--quick", action="store_true", help="two short rounds, to see it work")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures")
     return parser.parse_args()

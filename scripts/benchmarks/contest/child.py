@@ -70,7 +70,8 @@ class Timing:
 
     def probe(self, calls: int) -> Reply:
         """Single calls on an idle device: until they return, and until they are done."""
-        host, alone = [], []
+        host, waited = [], []
+        calls = max(1, calls // self._one.updates)
         scale = 1e3 / self._one.updates
         for _ in range(calls):
             self._one.wait()
@@ -79,8 +80,8 @@ class Timing:
             returned = time.perf_counter()
             self._one.wait()
             host.append(scale * (returned - begun))
-            alone.append(scale * (time.perf_counter() - begun))
-        return {"host_ms": host, "waited_ms": alone, **self._probe_binding(calls)}
+            waited.append(scale * (time.perf_counter() - begun))
+        return {"host_ms": host, "waited_ms": waited, **self._probe_binding(calls)}
 
     def _probe_binding(self, calls: int) -> Reply:
         if self._clock is None:

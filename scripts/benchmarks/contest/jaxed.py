@@ -68,7 +68,9 @@ class Jax(Contestant):
 
     def wait(self) -> None:
         """See `Contestant.wait`."""
-        jax.block_until_ready((self._params, self._buffers, self._state))
+        jax.block_until_ready(  # type: ignore[no-untyped-call]
+            (self._params, self._buffers, self._state)
+        )
 
     def compiles(self) -> tuple[int, float]:
         """See `Contestant.compiles`."""
@@ -86,6 +88,6 @@ class Jax(Contestant):
         leaves = jax.tree.leaves((self._params, self._buffers, self._state))
         return sum(leaf.nbytes for leaf in leaves), "state"
 
-    def _heard(self, event: str, seconds: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED:
-            self._seconds.append(seconds)
+            self._seconds.append(duration_secs)

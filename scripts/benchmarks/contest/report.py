@@ -12,7 +12,7 @@ from contest.rounds import Row, ratio
 from contest.targets import Target
 
 COLUMNS = (
-    "first step s",
+    "first s",
     "XLA s",
     "compiles",
     "step ms",
@@ -40,7 +40,7 @@ def show(rows: Sequence[Row], targets: Sequence[Target]) -> None:
 
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(title="A training step, by contestant (milliseconds of one optimizer update)")
-    table.add_column("contestant", overflow="fold", max_width=36)
+    table.add_column("contestant", overflow="fold", min_width=28, max_width=28)
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     model = None
@@ -84,6 +84,7 @@ def notes(rows: Sequence[Row]) -> Iterator[str]:
     for model in dict.fromkeys(row.model for row in rows):
         ran = {r.contestant: r for r in rows if r.model == model and r.error is None}
         yield from _floor(model, ran)
+        yield from _inline(model, ran)
         yield from _agreement(model, list(ran.values()))
     if any(row.device_bytes_source == "state" for row in rows):
         yield "held MB: the runtime reports nothing here; parameters, buffers and state are counted"
@@ -100,6 +101,13 @@ def _floor(model: str, rows: dict[str, Row]) -> Iterator[str]:
             f"{lazy.step_median_ms:.2f} ms a step: without host time a step would be "
             f"{most:.1f} times faster than lazy"
         )
+
+
+def _inline(model: str, rows: dict[str, Row]) -> Iterator[str]:
+    jax = rows.get("jax")
+    share = ratio(jax.host_ms, jax.waited_ms) if jax else None
+    if share is not None and share > 0.5:
+        yield f"{model}: JAX ran the program before its call returned: its host ms contains it"
 
 
 def _agreement(model: str, rows: Sequence[Row]) -> Iterator[str]:

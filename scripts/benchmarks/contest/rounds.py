@@ -32,13 +32,13 @@ class Effort:
 
     Attributes:
         rounds: Turns that every contestant gets.
-        steps: Updates in a turn's timed burst.
+        steps: Updates in a turn's timed burst; None for as many as suit the model.
         probes: Single calls in a turn, for host time.
         apart: One contestant after another, where one process holds the device (a TPU).
     """
 
     rounds: int
-    steps: int
+    steps: int | None
     probes: int
     apart: bool
 
@@ -132,7 +132,7 @@ class Entrant:
 
     def turn(self, effort: Effort) -> None:
         """One round's burst and probes."""
-        burst = self.ask(do="burst", steps=effort.steps)
+        burst = self.ask(do="burst", steps=effort.steps or MODELS[self.row.model])
         self.row.bursts_ms.append(burst["step_ms"])
         self.row.programs_per_step = burst["programs_per_step"]
         probe = self.ask(do="probe", calls=effort.probes)
@@ -151,7 +151,8 @@ class Entrant:
 
     def close(self) -> None:
         """End the process: its requests are over."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -191,7 +192,9 @@ def compare(
             rows += _run(model, field, effort=effort, environment=environment, say=say)
     base = next((row for row in rows if row.contestant == "openxla_step"), None)
     for row in rows:
-        row.to_openxla_step = ratio(row.step_median_ms, base and base.step_median_ms)
+        row.to_openxla_step = ratio(
+            row.step_median_ms, None if base is None else base.step_median_ms
+        )
     return rows
 
 

@@ -1,0 +1,77 @@
+"""`scripts/bench step` shows a table, writes every figure as JSON, and outlives a contestant."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEP = ROOT / "scripts" / "benchmarks" / "step.py"
+
+
+def bench(
+    folder: pathlib.Path, *arguments: str, path: str = ""
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """The benchmark's process, ended, and its JSON."""
+    found = folder / "figures.json"
+    python_path = os.pathsep.join(filter(None, [path, str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, STEP, "--quick", "--models", "mlp", "--json", found, *arguments],
+        env={**os.environ, "PYTHONPATH": python_path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert found.exists(), done.stderr
+    return done, json.loads(found.read_text())
+
+
+def test_two_contestants_give_a_table_and_all_figures(tmp_path: pathlib.Path) -> None:
+    done, found = bench(tmp_path, "--contestants", "lazy,openxla_step")
+    assert done.returncode == 0, done.stderr
+    assert "openxla_step" in done.stdout
+    assert "lazy / openxla_step" in done.stdout
+    lazy, step = found["rows"]
+    assert {key for key, value in step.items() if value is None} == {"error"}
+    assert {key for key, value in lazy.items() if value is None} == {
+        "error",
+        *("binding_ms", "program_ms", "host_to_binding", "arguments"),
+    }
+    assert step["programs_per_step"] == lazy["programs_per_step"] == 1
+    assert step["recompiles"] == lazy["recompiles"] == 0
+    assert step["losses"] == pytest.approx(lazy["losses"], rel=1e-5)
+    assert len(step["losses"]) == 10
+    judged = {target["what"]: target["met"] for target in found["targets"]}
+    assert judged["programs a step"] is True
+    assert judged["openxla_step / jax"] is None
+
+
+def test_a_contestant_that_cannot_run_is_a_row_that_says_why(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "jax.py").write_text("raise ImportError('no jax for this test')\n")
+    done, found = bench(tmp_path, "--contestants", "eager,jax", path=str(tmp_path))
+    assert done.returncode == 1
+    eager, jax = found["rows"]
+    assert eager["error"] is None
+    assert eager["step_median_ms"] > 0
+    assert "the jax rows need jax and optax" in jax["error"]
+    assert "no jax for this test" in jax["error"]
+
+
+def test_an_unknown_contestant_is_refused_with_the_known_ones() -> None:
+    done = subprocess.run(
+        [sys.executable, STEP, "--contestants", "lasy"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "must be among eager, lazy" in done.stderr
