@@ -78,9 +78,7 @@ def _arguments() -> argparse.Namespace:
         default=list(CONTESTANTS),
         help=", ".join(CONTESTANTS),
     )
-    parser.add_argument(
-        "--steps", type=_positive, help="updates a burst (default: 10 or 20, by model)"
-    )
+    parser.add_argument("--steps", type=_positive, help="updates a burst (10 or 20, by model)")
     parser.add_argument("--rounds", type=_positive, default=10, help="bursts of each contestant")
     parser.add_argument("--quick", action="store_true", help="two short rounds, to see it work")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures")

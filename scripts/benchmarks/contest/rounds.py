@@ -190,11 +190,9 @@ def compare(
         rows: list[Row] = []
         for field in fields:
             rows += _run(model, field, effort=effort, environment=environment, say=say)
-    base = next((row for row in rows if row.contestant == "openxla_step"), None)
+    base = next((row.step_median_ms for row in rows if row.contestant == "openxla_step"), None)
     for row in rows:
-        row.to_openxla_step = ratio(
-            row.step_median_ms, None if base is None else base.step_median_ms
-        )
+        row.to_openxla_step = ratio(row.step_median_ms, base)
     return rows
 
 
