@@ -125,9 +125,12 @@ class Entrant:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def begin(self) -> None:
-        """First step and warm-up, once the process is up."""
+    def ready(self) -> None:
+        """Wait until the process has imported what it needs, which nobody's clock counts."""
         self.answer()
+
+    def begin(self) -> None:
+        """First step and warm-up."""
         self._fill(self.ask(do="start"))
 
     def turn(self, effort: Effort) -> None:
@@ -205,12 +208,14 @@ def _run(
     say: Callable[[str], None],
 ) -> list[Row]:
     with contextlib.ExitStack() as stack:
-        entrants = []
-        for name in names:
-            say(f"{model}: first step of {name}")
-            entrant = Entrant(model, name, environment=environment)
+        say(f"{model}: starting {len(names)} processes")
+        entrants = [Entrant(model, name, environment=environment) for name in names]
+        for entrant in entrants:
             stack.callback(entrant.close)
-            entrants.append(entrant)
+        for entrant in entrants:
+            entrant.attempt(Entrant.ready)
+        for entrant in entrants:
+            say(f"{model}: first step of {entrant.row.contestant}")
             entrant.attempt(Entrant.begin)
         for number in range(effort.rounds):
             say(f"{model}: round {number + 1} of {effort.rounds}")
