@@ -24,7 +24,7 @@ COLUMNS = (
     "x step",
     "host/bind",
 )
-WIDTH = 132
+WIDTH = 146
 
 
 def show(rows: Sequence[Row], targets: Sequence[Target]) -> None:
