@@ -25,6 +25,8 @@ COLUMNS = (
     "host/bind",
 )
 WIDTH = 146
+#: The share of the machine's CPU time from which others are said to disturb.
+DISTURBED = 0.05
 
 
 def show(rows: Sequence[Row], targets: Sequence[Target]) -> None:
@@ -33,7 +35,7 @@ def show(rows: Sequence[Row], targets: Sequence[Target]) -> None:
     console = Console(width=max(console.width, WIDTH))
     console.print(_table(rows))
     for line in notes(rows):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     if targets:
         console.print(_verdicts(targets))
 
@@ -82,6 +84,9 @@ def _number(value: float | None, digits: int) -> str:
 def notes(rows: Sequence[Row]) -> Iterator[str]:
     """What to know before believing the table."""
     for model in dict.fromkeys(row.model for row in rows):
+        others = max(row.others_cpu_share for row in rows if row.model == model)
+        if others > DISTURBED:
+            yield f"{model}: others used {others:.0%} of the CPU: do not trust these"
         ran = {r.contestant: r for r in rows if r.model == model and r.error is None}
         yield from _floor(model, ran)
         yield from _inline(model, ran)
@@ -113,7 +118,7 @@ def _inline(model: str, rows: dict[str, Row]) -> Iterator[str]:
 def _agreement(model: str, rows: Sequence[Row]) -> Iterator[str]:
     if len({row.parameters for row in rows}) > 1:
         counts = ", ".join(f"{row.contestant} {row.parameters}" for row in rows)
-        yield f"[red]{model}: parameter counts must be equal; got {counts}[/red]"
+        yield f"{model}: parameter counts must be equal; got {counts}"
     if len(rows) > 1:
         first, tenth = (
             max(row.losses[i] for row in rows) - min(row.losses[i] for row in rows) for i in (0, -1)

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from contest.bystanders import Bystanders
 from contest.roster import MODELS
 
 BENCHMARKS = pathlib.Path(__file__).parents[1]
@@ -69,6 +70,7 @@ class Row:
     device_bytes: int | None = None
     device_bytes_source: str | None = None
     to_openxla_step: float | None = None
+    others_cpu_share: float = 0.0
     bursts_ms: list[float] = dataclasses.field(default_factory=list)
 
 
@@ -92,6 +94,7 @@ class Entrant:
             text=True,
             env=environment,
         )
+        self.pid = self._process.pid
 
     def attempt(self, work: Callable[[Entrant], None]) -> None:
         """Do some work of this entrant's, unless it has failed before."""
@@ -217,11 +220,14 @@ def _run(
         for entrant in entrants:
             say(f"{model}: first step of {entrant.row.contestant}")
             entrant.attempt(Entrant.begin)
+        bystanders = Bystanders([entrant.pid for entrant in entrants])
         for number in range(effort.rounds):
             say(f"{model}: round {number + 1} of {effort.rounds}")
             for entrant in entrants if number % 2 == 0 else reversed(entrants):
                 entrant.attempt(lambda one: one.turn(effort))
+        others = bystanders.share()
         for entrant in entrants:
+            entrant.row.others_cpu_share = others
             entrant.attempt(Entrant.finish)
         return [entrant.row for entrant in entrants]
 
