@@ -36,7 +36,6 @@ from runner.config.hardware import find_hardware
 from runner.config.schema import HardwareConfig
 
 PACKAGES = ("torch", "torch_xla", "jax", "jaxlib", "optax")
-QUICK = Effort(rounds=2, steps=10, probes=2, apart=False)
 
 
 def main() -> int:
@@ -44,14 +43,7 @@ def main() -> int:
     arguments = _arguments()
     for name, value in find_hardware(HardwareConfig()).environment().items():
         os.environ.setdefault(name, value)
-    effort = Effort(
-        rounds=arguments.rounds,
-        steps=arguments.steps,
-        probes=5,
-        apart=os.environ["PJRT_DEVICE"] != "CPU",
-    )
-    if arguments.quick:
-        effort = dataclasses.replace(QUICK, apart=effort.apart)
+    effort = _effort(arguments)
     rows: list[Row] = []
     for model in arguments.models:
         rows += compare(model, arguments.contestants, effort=effort, say=_say)
@@ -61,6 +53,16 @@ def main() -> int:
         found = _as_json(rows, judged, effort=effort)
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 1 if any(row.error for row in rows) else 0
+
+
+def _effort(arguments: argparse.Namespace) -> Effort:
+    quick = arguments.quick
+    return Effort(
+        rounds=arguments.rounds or (2 if quick else 10),
+        steps=arguments.steps or (10 if quick else None),
+        probes=2 if quick else 5,
+        apart=os.environ["PJRT_DEVICE"] != "CPU",
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -79,8 +81,10 @@ def _arguments() -> argparse.Namespace:
         help=", ".join(CONTESTANTS),
     )
     parser.add_argument("--steps", type=_positive, help="updates a burst (10 or 20, by model)")
-    parser.add_argument("--rounds", type=_positive, default=10, help="bursts of each contestant")
-    parser.add_argument("--quick", action="store_true", help="two short rounds, to see it work")
+    parser.add_argument("--rounds", type=_positive, help="bursts of each contestant (10)")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 rounds and fewer calls, to see it work"
+    )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures")
     return parser.parse_args()
 
