@@ -10,8 +10,9 @@ host time over the time of `torch_xla._XLAC._run_cached_graph` alone with the ar
 backend prepared. First steps go from weights on the host to a loss read on the host; imports and
 opening the device are not in them. "XLA s" are all compiles of the process. Ratios are ratios of
 medians. JAX's CPU client runs a program with donated inputs before its call returns: there its
-host time contains the program. The runner's backends also return the gradient norm, which the
-others do not compute.
+host time contains the program. The runner's backends and JAX's twins return loss and gradient
+norm, PyTorch's own openxla the loss alone. A contestant that does not answer within two minutes
+is ended.
 """
 
 from __future__ import annotations

@@ -52,19 +52,19 @@ class Jax(Contestant):
         self._state = jax.jit(optimizer.init)(self._params)
         self._step = twins.train_step(self._twin, optimizer)
 
-    def call(self) -> jax.Array:
+    def call(self) -> tuple[jax.Array, jax.Array]:
         """See `Contestant.call`."""
         batch = self._batches[next(self.counter) % len(self._batches)]
-        self._params, self._buffers, self._state, loss = self._step(
+        self._params, self._buffers, self._state, metrics = self._step(
             self._params, self._buffers, self._state, batch
         )
         self._started += 1
-        made: jax.Array = loss
+        made: tuple[jax.Array, jax.Array] = metrics
         return made
 
-    def losses(self, made: jax.Array) -> list[float]:
+    def losses(self, made: tuple[jax.Array, jax.Array]) -> list[float]:
         """See `Contestant.losses`."""
-        return [float(made)]
+        return [float(made[0])]
 
     def wait(self) -> None:
         """See `Contestant.wait`."""

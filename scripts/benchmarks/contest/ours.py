@@ -54,18 +54,19 @@ class Ours(Contestant):
         )
         self._batches = [self._backend.place(batch) for batch in self._host]
 
-    def call(self) -> list[Metrics]:
+    def call(self) -> Metrics:
         """See `Contestant.call`."""
         step = next(self.counter) * self.updates
         count, lr = len(self._batches), self._entry.lr
         if self.updates == 1:
-            return [self._backend.train_step(self._batches[step % count], step=step, lr=lr)]
+            return self._backend.train_step(self._batches[step % count], step=step, lr=lr)
         batches = [self._batches[(step + k) % count] for k in range(self.updates)]
         return self._backend.train_steps(batches, step=step, lrs=[lr] * self.updates)
 
-    def losses(self, made: list[Metrics]) -> list[float]:
+    def losses(self, made: Metrics) -> list[float]:
         """See `Contestant.losses`."""
-        return [metrics["loss"].item() for metrics in made]
+        losses: list[float] = made["loss"].cpu().reshape(-1).tolist()
+        return losses
 
     def wait(self) -> None:
         """See `Contestant.wait`."""

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import select
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,8 @@ BENCHMARKS = pathlib.Path(__file__).parents[1]
 ROOT = BENCHMARKS.parents[1]
 #: Names the file with weights and batches, for a child that does not speak PyTorch.
 WEIGHTS = "CONTEST_WEIGHTS"
+#: Seconds that a contestant has for one request: a compile, or a turn.
+ANSWER_S = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,11 @@ class Entrant:
     def answer(self) -> dict[str, Any]:
         """The next answer. Raises as `ask` does."""
         assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_S)
+        if not ready:
+            self._process.kill()
+            self._process.wait()
+            raise ContestantFailed(f"no answer within {ANSWER_S} s")
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()

@@ -151,7 +151,7 @@ TWINS = {
 
 
 def train_step(twin: Twin, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """The jitted step: (params, buffers, state, batch) to the next three and the loss."""
+    """The jitted step: (params, buffers, state, batch) to the next three and the metrics."""
 
     def loss_of(params: Tree, buffers: Tree, batch: Tree) -> tuple[Array, Tree]:
         logits, after = twin.apply(params, buffers, batch["input"])
@@ -161,8 +161,9 @@ def train_step(twin: Twin, optimizer: optax.GradientTransformation) -> Callable[
     def step(params: Tree, buffers: Tree, state: optax.OptState, batch: Tree) -> tuple[Any, ...]:
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, buffers), grads = gradient(params, buffers, batch)
+        norm = optax.global_norm(grads)
         updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), buffers, state, loss
+        return optax.apply_updates(params, updates), buffers, state, (loss, norm)
 
     return jax.jit(step, donate_argnums=(0, 1, 2))
 
