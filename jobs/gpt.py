@@ -25,6 +25,7 @@ from jobs.base import (
     weight_decay_groups,
     whole,
 )
+from jobs.language import check_unmasked, next_token_loss, next_token_metrics
 from jobs.stack import run_layers
 
 INIT_STD = 0.02
@@ -139,6 +140,7 @@ class GPTJob(Job):
 
     def __init__(self, settings: Mapping[str, Any], facts: Mapping[str, int]) -> None:
         super().__init__(settings, facts)
+        check_unmasked(self)
         self.shape = Shape(
             vocabulary=self.fact("vocabulary"),
             seq_len=self.fact("seq_len"),
@@ -160,16 +162,11 @@ class GPTJob(Job):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross entropy of the next token, in nats."""
-        logits = model(batch["tokens"]).float()
-        return F.cross_entropy(logits.flatten(0, 1), batch["target"].flatten())
+        return next_token_loss(model(batch["tokens"]), batch["target"])
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy, and the same in bits for each byte of text."""
-        logits = model(batch["tokens"]).float()
-        losses = F.cross_entropy(logits.transpose(1, 2), batch["target"], reduction="none")
-        loss = losses.mean(dim=1)
-        tokens_per_byte = self.fact("heldout_tokens") / self.fact("heldout_bytes")
-        return {"loss": loss, "bits_per_byte": loss * (tokens_per_byte / math.log(2))}
+        return next_token_metrics(model(batch["tokens"]), batch["target"], facts=self.facts)
 
     def parameter_groups(self, model: nn.Module) -> Sequence[Mapping[str, Any]]:
         """Weight decay for matrices, none for norms."""

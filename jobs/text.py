@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.base import Arrays, DataError, DataRequest, Dataset, SettingError, whole
+from jobs.base import Arrays, DataError, DataRequest, Dataset, SettingError, Source, whole
+from jobs.masking import MaskedSource, masked_tokens
 
 Integers = npt.NDArray[np.int64]
 
@@ -26,7 +27,7 @@ def prose(request: DataRequest) -> Dataset:
     The last tenth is held out. Paragraphs that the library repeats are kept once, so that none
     of the held-out ones was trained on. The text differs a little with Python's version.
 
-    Option: `seq_len`, tokens in an example; a token is a byte.
+    A token is a byte. Options: see `examples`.
 
     Raises:
         DataError: This Python was built without the text.
@@ -34,51 +35,63 @@ def prose(request: DataRequest) -> Dataset:
     """
     text = np.frombuffer(_read_prose().encode(), dtype=np.uint8)
     cut = len(text) - int(len(text) * HELDOUT_FRACTION)
-    return windows(text[:cut], text[cut:], seq_len=sequence_length(request), vocabulary=BYTES)
+    corpus = Corpus(text[:cut], text[cut:], vocabulary=BYTES, heldout_bytes=len(text) - cut)
+    return examples(corpus, request)
 
 
-def sequence_length(request: DataRequest) -> int:
-    """The option `seq_len`.
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Text as streams of token numbers, which may be memory-mapped.
 
-    Raises:
-        SettingError: It is not a whole number above 0.
-    """
-    return whole(request.options, "seq_len", least=1, section="data.options")
-
-
-def windows(
-    train: npt.NDArray[Any],
-    heldout: npt.NDArray[Any] | None,
-    *,
-    seq_len: int,
-    vocabulary: int,
-    heldout_bytes: int | None = None,
-) -> Dataset:
-    """Streams of tokens as examples of `seq_len` tokens.
-
-    Args:
-        train: Token numbers of shape [tokens], of any integer type; may be memory-mapped.
-        heldout: The same, or None.
-        seq_len: Tokens in an example.
+    Attributes:
+        train: Tokens to train on: [tokens], of any integer type.
+        heldout: Tokens to evaluate on, or None.
         vocabulary: Number of different tokens.
-        heldout_bytes: Bytes of text that `heldout` stands for; None where a token is a byte.
+        heldout_bytes: Bytes of text that `heldout` stands for.
+        mask_token: The token that hides others, or None for one of its own after the others.
+    """
+
+    train: npt.NDArray[Any]
+    heldout: npt.NDArray[Any] | None
+    vocabulary: int
+    heldout_bytes: int
+    mask_token: int | None = None
+
+
+def examples(corpus: Corpus, request: DataRequest) -> Dataset:
+    """A corpus cut into examples.
+
+    Options: `seq_len`, tokens in an example; `mask_fraction`, see `jobs.masking`, or 0.
 
     Returns:
-        Examples, and the facts "vocabulary", "seq_len", "heldout_tokens", "heldout_bytes".
+        Examples, and the facts "vocabulary", "seq_len", "masked" (tokens in each example),
+        "heldout_tokens", "heldout_bytes".
 
     Raises:
-        SettingError: A stream is too short for one example.
+        SettingError: An option breaks a rule, or the text is too short for one example.
     """
-    parts = [None if part is None else _source(part, seq_len) for part in (train, heldout)]
-    assert parts[0] is not None
-    tokens = 0 if heldout is None else len(heldout)
+    seq_len = whole(request.options, "seq_len", least=1, section="data.options")
+    masked = masked_tokens(request.options, seq_len)
     facts = {
-        "vocabulary": vocabulary,
+        "vocabulary": corpus.vocabulary,
         "seq_len": seq_len,
-        "heldout_tokens": tokens,
-        "heldout_bytes": tokens if heldout_bytes is None else heldout_bytes,
+        "masked": masked,
+        "heldout_tokens": 0 if corpus.heldout is None else len(corpus.heldout),
+        "heldout_bytes": corpus.heldout_bytes,
     }
-    return Dataset(parts[0], parts[1], facts)
+    sources: list[Source | None] = [
+        None if tokens is None else _source(tokens, seq_len)
+        for tokens in (corpus.train, corpus.heldout)
+    ]
+    if masked:
+        mask = corpus.vocabulary if corpus.mask_token is None else corpus.mask_token
+        sources = [
+            None if source is None else MaskedSource(source, masked, mask, corpus.vocabulary)
+            for source in sources
+        ]
+        facts["vocabulary"] = max(corpus.vocabulary, mask + 1)
+    assert sources[0] is not None
+    return Dataset(sources[0], sources[1], facts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from jobs.base import Job
+from jobs.bert import BertClassifier, MaskedBert
 from jobs.gpt import GPTJob
+from jobs.llama import Llama
 from jobs.vit import ViT
 from runner.backends.base import Recipe
 from tests.backends import problems
@@ -51,7 +53,42 @@ def vit() -> Job:
     return ViT({**settings, "label_smoothing": 0.1, "position_std": 1.0}, facts)
 
 
+SIZES = {"preset": "tiny", "vocabulary": None, "depth": 2, "width": 16, "heads": 4}
+
+
+def llama() -> Job:
+    return Llama({**SIZES, "kv_heads": 2, "mlp_width": 32, "dropout": 0.0}, TEXT_FACTS)
+
+
+def masked(step: int) -> dict[str, Tensor]:
+    whole = text(step)["target"]
+    chosen = (torch.arange(16) % 4 == step % 4).expand(4, 16).contiguous()
+    return {"tokens": whole.masked_fill(chosen, 31), "chosen": chosen, "target": whole}
+
+
+def masked_bert() -> Job:
+    facts = {**TEXT_FACTS, "masked": 4}
+    return MaskedBert({**SIZES, "mlp_width": 32, "dropout": 0.0}, facts)
+
+
+def texts(step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "tokens": text(step)["tokens"],
+        "length": torch.randint(1, 17, (4,), generator=generator),
+        "label": torch.randint(3, (4,), generator=generator),
+    }
+
+
+def bert_classifier() -> Job:
+    facts = {"vocabulary": 32, "seq_len": 16, "classes": 3}
+    return BertClassifier({**SIZES, "mlp_width": 32, "dropout": 0.0}, facts)
+
+
 TINY = {
+    "llama": Tiny(llama, text),
+    "bert": Tiny(masked_bert, masked),
+    "bert_classifier": Tiny(bert_classifier, texts),
     "vit": Tiny(vit, images),
     "gpt": Tiny(lambda: gpt("rotary"), text),
     "gpt-learned": Tiny(lambda: gpt("learned"), text),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -32,15 +31,6 @@ VIT = {
     "position_std": 1.0,
 }
 MLP_SETTINGS = {"width": 32, "depth": 2, "dropout": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small operations on several threads crawl when the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def batch_of(count: int, *, channels: int = 1, size: int = 24) -> dict[str, Tensor]:

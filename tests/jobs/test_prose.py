@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from jobs.base import DataError, DataRequest, SettingError
-from jobs.text import BYTES, WindowSource, prose, windows
+from jobs.text import BYTES, Corpus, WindowSource, examples, prose
 
 
 def request(seq_len: object = 64, seed: int = 0) -> DataRequest:
-    return DataRequest(root=None, options={"seq_len": seq_len}, workers=1, seed=seed)
+    return DataRequest(
+        root=None, options={"seq_len": seq_len, "mask_fraction": 0.0}, workers=1, seed=seed
+    )
 
 
 def source(count: int = 100, seq_len: int = 8) -> WindowSource:
@@ -95,7 +97,7 @@ def test_a_length_beyond_the_text_is_named_with_the_limit() -> None:
     with pytest.raises(SettingError, match=r"data\.options\.seq_len must be < 37\d{3}.*got 50000"):
         prose(request(50_000))
     with pytest.raises(SettingError, match=r"must be < 8, .*got 8"):
-        windows(np.zeros(8, dtype=np.uint8), None, seq_len=8, vocabulary=2)
+        examples(Corpus(np.zeros(8, dtype=np.uint8), None, 2, 0), request(8))
 
 
 def test_a_python_without_the_text_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
