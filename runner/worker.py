@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.config.codec import config_from_json
 from runner.config.schema import Config, Mode
+from runner.record.checkpoints import open_storage
 from runner.record.errors import ExitCode, RunnerError
 from runner.record.events import (
     Compiled,
@@ -31,11 +32,15 @@ from runner.record.events import (
     Started,
 )
 from runner.record.pipe import EventWriter
+from runner.record.signals import SHOW_STACKS
+from runner.record.storage import Storage
+from runner.train.explain import explain
 from runner.train.signals import StopFlag, die_with_parent
 
 if TYPE_CHECKING:
     from runner.backends.base import Backend
     from runner.train.build import Built
+    from runner.train.saver import Saver
 
 _VERSIONS_OF = ("torch", "torch_xla", "torchvision", "numpy")
 
@@ -45,9 +50,11 @@ class Worker:
     """Runs one job, sending events."""
 
     config: Config
+    storage: Storage
     send: Callable[[Event], None]
     stop: StopFlag
     step: int = 0
+    state_bytes: int = 0
 
     def run(self) -> None:
         """Build the job, open its backend, train or evaluate.
@@ -59,9 +66,11 @@ class Worker:
         from runner.backends import registry
         from runner.train.build import build
         from runner.train.loop import Training
+        from runner.train.resume import restore
 
         self.send(Phase("building"))
         built = build(self.config)
+        saver = self._saver(built)
         backend = registry.build(
             self.config.backend.name,
             built.recipe,
@@ -70,23 +79,49 @@ class Worker:
             strict=self.config.strict,
             steps_per_call=self.config.backend.steps_per_call,
         )
+        self.state_bytes = backend.state(0).bytes()
+        self.step = restore(backend, self.config, own=self.storage, warn=self._warn)
+        saver.begin(self.step)
         self.send(
             Started(
                 pid=os.getpid(),
                 device=str(backend.device),
                 devices=1,
                 versions=_versions(),
+                first_step=self.step,
             )
         )
         self.send(self._planned(built, backend))
-        training = Training(self.config, built, backend, send=self.send, stop=self.stop)
+        training = Training(
+            self.config,
+            built,
+            backend,
+            send=self.send,
+            stop=self.stop,
+            saver=saver,
+            step=self.step,
+        )
         try:
-            if self.config.mode is Mode.evaluate:
-                training.evaluate()
-            else:
-                training.train()
+            with saver:
+                if self.config.mode is Mode.evaluate:
+                    training.evaluate()
+                else:
+                    training.train()
         finally:
             self.step = training.step
+
+    def _saver(self, built: Built) -> Saver:
+        from runner.backends.state import state_dict_names
+        from runner.train.checkpoint import Label
+        from runner.train.saver import Saver
+
+        config = self.config
+        facts = {"job": config.job.name, "backend": config.backend.name, **_versions()}
+        label = Label(state_dict_names(built.recipe.model), facts)
+        return Saver(self.storage, config.checkpoint, label=label, send=self.send)
+
+    def _warn(self, message: str) -> None:
+        self.send(Notice("warning", message))
 
     def _planned(self, built: Built, backend: Backend) -> Planned:
         from runner.train.build import example_batch
@@ -100,7 +135,7 @@ class Worker:
         return Planned(
             steps=config.steps if config.mode is Mode.train else 0,
             parameters=sum(param.numel() for param in built.recipe.model.parameters()),
-            state_bytes=backend.state(0).bytes(),
+            state_bytes=self.state_bytes,
             train_examples=len(built.data.train),
             eval_examples=len(built.data.heldout or ()),
             flops_per_step=flops,
@@ -128,37 +163,33 @@ def main(arguments: list[str]) -> int:
     events_fd, parent = (int(argument) for argument in arguments)
     die_with_parent(parent)
     faulthandler.enable()
+    faulthandler.register(SHOW_STACKS, all_threads=True)
     stop = StopFlag()
     stop.install()
     writer = EventWriter(events_fd)
     request: Mapping[str, Any] = json.loads(sys.stdin.readline())
-    worker = Worker(config_from_json(request["config"]), writer.send, stop)
-    exit_code, reason = _guarded(worker)
-    writer.send(Ended(exit_code, reason, worker.step))
-    return exit_code
+    worker = Worker(
+        config_from_json(request["config"]),
+        open_storage(request["checkpoints"]),
+        writer.send,
+        stop,
+    )
+    ended = _guarded(worker)
+    writer.send(ended)
+    return ended.exit_code
 
 
-def _guarded(worker: Worker) -> tuple[int, str]:
+def _guarded(worker: Worker) -> Ended:
+    """Run to the end, whatever that is."""
     try:
         worker.run()
     except RunnerError as error:
-        return int(error.exit_code), str(error)
-    except MemoryError as error:
-        traceback.print_exc()
-        return int(ExitCode.DEVICE), f"out of host memory: {error}"
+        return Ended(int(error.exit_code), str(error), worker.step, error.fault.value)
     except Exception as error:
         traceback.print_exc()
-        return int(_code_of(error)), f"{type(error).__name__}: {_first_line(error)}"
-    return int(ExitCode.DONE), ""
-
-
-def _code_of(error: Exception) -> ExitCode:
-    return ExitCode.DEVICE if "RESOURCE_EXHAUSTED" in str(error) else ExitCode.BUG
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "(no message)"
+        exit_code, reason, fault = explain(error, state_bytes=worker.state_bytes)
+        return Ended(int(exit_code), reason, worker.step, fault.value)
+    return Ended(int(ExitCode.DONE), "", worker.step)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""A job that goes wrong in the way that its setting `fault` names, on a tiny problem."""
+"""A job that goes wrong in the way that its setting `fault` names, on a tiny problem.
+
+Settings: `fault`; `at`, the call of `loss` in a process at which it goes wrong; `times`, how
+often in all processes together, counted in the file `memory` (null: every time); `step_s`, how
+long a step takes at least.
+"""
 
 from __future__ import annotations
 
 import os
+import pathlib
+import resource
 import signal
 import time
 from typing import Any
@@ -13,7 +20,8 @@ from torch import Tensor, nn
 
 from jobs.base import Arrays, Batch, DataError, DataRequest, Dataset, Job
 
-FAULT_AT_STEP = 3
+#: Bytes that a file may have while the fault "disk" lasts.
+FILE_LIMIT = 100
 
 
 class Numbers:
@@ -51,27 +59,84 @@ class Faulty(Job):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         self._step += 1
-        if self._step == FAULT_AT_STEP:
-            self._go_wrong()
+        fault = self.settings["fault"]
+        if self._step == self.settings["at"] and fault != "none" and self._again():
+            getattr(self, f"_{fault}")()
+        if fault == "disk" and self._step == self.settings["at"] + 3:
+            _limit(resource.RLIMIT_FSIZE, None)
         time.sleep(self.settings["step_s"])
         loss = (model(batch["x"]) - batch["y"]).square().mean()
-        if self.settings["fault"] == "nan" and self._step >= FAULT_AT_STEP:
+        if fault == "nan" and self._step >= self.settings["at"]:
             loss = loss * float("nan")
         return loss
 
-    def _go_wrong(self) -> None:
-        fault = self.settings["fault"]
-        if fault == "raise":
-            raise RuntimeError("the job's own error")
-        if fault == "exit":
-            os._exit(3)
-        if fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "print":
-            print("hello from the job [bold]not markup[/bold]")
+    def _again(self) -> bool:
+        """Whether the fault is still to happen; counts it."""
+        times = self.settings["times"]
+        if times is None:
+            return True
+        memory = pathlib.Path(self.settings["memory"])
+        happened = len(memory.read_text()) if memory.exists() else 0
+        if happened < times:
+            memory.write_text("x" * (happened + 1))
+        return happened < times
+
+    def _nan(self) -> None:
+        """See `loss`."""
+
+    def _raise(self) -> None:
+        raise RuntimeError("the job's own error")
+
+    def _busy(self) -> None:
+        raise RuntimeError("TPU initialization failed: /dev/vfio/0: Device or resource busy")
+
+    def _exit(self) -> None:
+        os._exit(3)
+
+    def _kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _preempt(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _print(self) -> None:
+        print("hello from the job [bold]not markup[/bold]")
+
+    def _hang(self) -> None:
+        time.sleep(600)
+
+    def _disk(self) -> None:
+        """For three steps no file may grow beyond a few bytes, as on a full disk."""
+        _limit(resource.RLIMIT_FSIZE, FILE_LIMIT)
+
+    def _full(self) -> None:
+        """No file may grow from now on."""
+        _limit(resource.RLIMIT_FSIZE, FILE_LIMIT)
+
+    def _memory(self) -> None:
+        """Ask for more memory than the process may have."""
+        _limit(resource.RLIMIT_AS, 1 << 40)
+        torch.zeros(1 << 39)
+
+    def _device_memory(self) -> None:
+        """Ask the device for more memory than any has."""
+        rows = torch.ones(1 << 22, 1, device="xla")
+        print((rows @ rows.t()).cumsum(0).sum().item())
+
+    def _starve(self) -> None:
+        """Ask for more memory than the control group has: the kernel kills the process."""
+        group = pathlib.Path(os.environ["TEST_MEMORY_GROUP"])
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        block = b"x" * (1 << 30)
+        print(len(block))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"error": (model(batch["x"]) - batch["y"]).abs().squeeze(1)}
+
+
+def _limit(kind: int, soft: int | None) -> None:
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (hard if soft is None else soft, hard))
 
 
 def scale(tensor: torch.Tensor) -> torch.Tensor:

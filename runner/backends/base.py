@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.backends.compiles import CompileLog
+from runner.backends.snapshot import Snapshot, snapshot_of
 from runner.backends.state import TrainState
 
 Batch = Mapping[str, Tensor]
@@ -131,9 +132,27 @@ class Backend(abc.ABC):
     def state(self, step: int) -> TrainState:
         """The state after `step` updates. The tensors may change with the next step."""
 
+    def snapshot(self, step: int) -> Snapshot:
+        """The state after `step` updates, copied to the host.
+
+        sync: waits until the step has ended.
+        """
+        groups = self.state(step).groups()
+        copies = iter(self.to_host([t for named in groups.values() for t in named.values()]))
+        copied = {group: {name: next(copies) for name in named} for group, named in groups.items()}
+        return snapshot_of(TrainState(**copied, step=step))
+
+    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of state tensors on the host, which no later step changes."""
+        return [tensor.detach().clone() for tensor in tensors]
+
     @abc.abstractmethod
     def load(self, state: TrainState) -> None:
-        """Replace the state by a saved one with the same names and shapes."""
+        """Replace the state by a saved one with the same names and shapes.
+
+        Raises:
+            CheckpointError: Names or shapes differ from this model's and optimizer's.
+        """
 
     def programs(self) -> int:
         """Device programs started so far; 0 where there is no device."""

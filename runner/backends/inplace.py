@@ -7,7 +7,7 @@ subclasses say where it runs, what of it is compiled, and what ends a step.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,13 @@ class InPlaceBackend(Backend, abc.ABC):
                 check_names(group, set(tensors), set(saved))
                 for name, tensor in tensors.items():
                     check_shape(f"{group}/{name}", tensor, saved[name])
-                    tensor.copy_(saved[name].to(tensor.device))
+                values = self.upload([saved[name] for name in tensors])
+                for tensor, value in zip(tensors.values(), values, strict=True):
+                    tensor.copy_(value)
+
+    def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Host tensors on the device."""
+        return list(tensors)
 
 
 def check_names(group: str, own: set[str], saved: set[str]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from runner.backends.base import Batch, Metrics, Recipe
 from runner.backends.compiles import CompileLog
 from runner.backends.inplace import InPlaceBackend
+from runner.backends.state import TrainState
 from runner.xla import counters, device
+from runner.xla.program import upload
 
 
 class XlaInPlaceBackend(InPlaceBackend):
@@ -21,6 +25,25 @@ class XlaInPlaceBackend(InPlaceBackend):
     def place(self, batch: Batch) -> dict[str, Tensor]:
         """See `Backend.place`."""
         return device.place(batch, self.device)
+
+    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """See `Backend.to_host`."""
+        copies = device.to_host([tensor.detach() for tensor in tensors])
+        # An optimizer keeps its step counters on the host, and counts them up in place.
+        return [
+            copy.clone() if tensor.device.type == "cpu" else copy
+            for tensor, copy in zip(tensors, copies, strict=True)
+        ]
+
+    def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """See `InPlaceBackend.upload`; no two share a buffer, which a step would overwrite."""
+        return upload(tensors)
+
+    def load(self, state: TrainState) -> None:
+        """See `Backend.load`."""
+        super().load(state)
+        # Left pending, the copies would become a part of the first step's graph.
+        device.sync()
 
     def programs(self) -> int:
         """See `Backend.programs`."""

@@ -199,6 +199,10 @@ class OpenXlaStep(Backend):
             groups[group][name] = tensor
         return TrainState(**groups, step=step)
 
+    def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """See `Backend.to_host`."""
+        return super().to_host(tensors) if self._host is not None else device.to_host(tensors)
+
     def load(self, state: TrainState) -> None:
         """See `Backend.load`.
 

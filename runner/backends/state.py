@@ -57,3 +57,16 @@ def view(module: nn.Module, optimizer: Optimizer, *, step: int) -> TrainState:
         optimizer=optimizer_tensors(module, optimizer),
         step=step,
     )
+
+
+def state_dict_names(module: nn.Module) -> dict[str, str]:
+    """Keys of the module's state dict, each with the `<group>/<name>` of its tensor here.
+
+    Buffers that are not saved have no key; tied weights share a tensor.
+    """
+    named = {
+        **{id(tensor): f"buffers/{name}" for name, tensor in module.named_buffers()},
+        **{id(tensor): f"params/{name}" for name, tensor in module.named_parameters()},
+    }
+    state = module.state_dict(keep_vars=True)
+    return {key: named[id(tensor)] for key, tensor in state.items() if id(tensor) in named}

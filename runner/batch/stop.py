@@ -20,6 +20,11 @@ class StopSignals:
         self.terminated = False
         self._before: dict[signal.Signals, Any] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for in any way."""
+        return self.terminated or self.interrupts > 0
+
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._on_signal)

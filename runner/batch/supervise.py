@@ -1,35 +1,38 @@
-"""One run from start to result: the worker, what it says, what kills it.
+"""One run from start to result: its attempts, and what becomes of it.
 
-The parent never imports torch and never dies with a job: whatever happens to the worker
-becomes an outcome with a reason.
+The parent never imports torch and never dies with a job: whatever happens to a worker becomes
+an outcome with a reason, and what deserves another try gets one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 
-from runner.batch.child import Child
+from runner.batch.attempt import AttemptRun
 from runner.batch.environment import describe_environment
-from runner.batch.logtail import LogTail
+from runner.batch.history import check_resumable, earlier_result
+from runner.batch.retries import Budgets, is_deadly
 from runner.batch.stop import StopSignals
 from runner.config.codec import config_to_json
 from runner.config.hardware import find_hardware
 from runner.config.schema import Config
 from runner.observe.console import Console
 from runner.observe.observer import Observer
-from runner.record.errors import ExitCode, RunnerError
-from runner.record.events import Ended, Notice, Started
+from runner.record.checkpoints import location, note_location, open_storage
+from runner.record.errors import ExitCode, Fault, RunnerError
+from runner.record.events import Notice
 from runner.record.files import strict_json, write_atomic, write_json
+from runner.record.manifest import folder_name
 from runner.record.outcome import Attempt, Result, State, state_of
 from runner.record.rundir import RunDir
+
+#: What a checkpoint is renamed to that loads and does not survive.
+CRASHED = "crashed"
+_POLL_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,33 +51,32 @@ class RunPlan:
 
 
 def supervise(config: Config, run_dir: RunDir, *, plan: RunPlan) -> Result:
-    """Run a job in a child process and record what became of it.
+    """Run a job in child processes and record what became of it.
+
+    A folder that holds checkpoints is gone on with.
 
     Raises:
         BusyError: Another process owns the run folder.
+        ConfigError: The folder's checkpoints are of another configuration.
     """
     with run_dir.lock():
+        place = location(run_dir, config.checkpoint.root)
+        storage = open_storage(place)
+        check_resumable(config, run_dir, storage)
         run_dir.create()
+        earlier = earlier_result(run_dir, storage)
         _write_request(run_dir, plan)
-        observer = Observer(run_dir, config=config, console=Console(), logdir=plan.tensorboard_root)
-        pending = Result(job=config.job.name, backend=config.backend.name)
-        try:
-            write_json(run_dir.result, dataclasses.replace(pending, state=State.RUNNING).to_json())
-            attempt = _attempt(config, run_dir, observer)
-        except RunnerError as error:
-            attempt = Attempt(str(error), int(error.exit_code), 0, 0.0)
-        except Exception as error:  # a bug of ours: the run must still get its result
-            traceback.print_exc()
-            attempt = Attempt(f"{type(error).__name__}: {error}", int(ExitCode.BUG), 0, 0.0)
-        outcome = dataclasses.replace(
-            pending,
-            state=state_of(attempt.exit_code),
-            exit_code=attempt.exit_code,
-            reason=attempt.cause,
-            attempts=[attempt],
+        observer = Observer(
+            run_dir,
+            config=config,
+            console=Console(),
+            logdir=plan.tensorboard_root,
+            earlier=earlier,
         )
-        result = observer.fill(outcome)
-        write_json(run_dir.result, strict_json(result.to_json()))
+        with StopSignals() as stop:
+            run = _Run(config, run_dir, observer=observer, stop=stop, place=place)
+            run.attempts.extend(earlier.attempts if earlier else [])
+            result = run.to_the_end()
         observer.finish(result)
         if result.reason:
             print(f"runner: {result.reason}", file=sys.stderr)
@@ -87,89 +89,111 @@ def _write_request(run_dir: RunDir, plan: RunPlan) -> None:
     write_json(run_dir.environment, describe_environment())
 
 
-def _attempt(config: Config, run_dir: RunDir, observer: Observer) -> Attempt:
-    """One worker, from start to end."""
-    hardware = find_hardware(config.hardware)
-    if hardware.notice:
-        observer.handle(Notice("info", hardware.notice))
-    start = time.monotonic()
-    with StopSignals() as stop, _child(config, run_dir, hardware.environment()) as child:
-        ended = _follow(child, run_dir, observer=observer, stop=stop)
-        exit_code, cause = _outcome(child, ended, stop)
-    steps = ended.step if ended is not None else observer.steps
-    return Attempt(cause, exit_code, steps, round(time.monotonic() - start, 3))
+class _Run:
+    """The attempts of one run."""
 
+    def __init__(
+        self, config: Config, run_dir: RunDir, *, observer: Observer, stop: StopSignals, place: str
+    ) -> None:
+        self.attempts: list[Attempt] = []
+        self._config = config
+        self._run_dir = run_dir
+        self._observer = observer
+        self._stop = stop
+        self._place = place
+        self._storage = open_storage(place)
 
-@contextlib.contextmanager
-def _child(config: Config, run_dir: RunDir, environment: dict[str, str]) -> Iterator[Child]:
-    child = Child({"config": config_to_json(config)}, environment=environment, log=run_dir.log)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.close()
+    def to_the_end(self) -> Result:
+        """Try until it is done, or nothing is left to try; the result is on disk."""
+        saved = self._storage.steps()
+        budgets = Budgets(self._config.retries, saved_step=saved[0] if saved else 0)
+        while True:
+            self._record(State.RUNNING)
+            attempt = self._guarded_attempt()
+            self.attempts.append(attempt)
+            wait_s = budgets.wait_s(attempt)
+            if wait_s is None or (self._stop.asked and attempt.fault is Fault.PREEMPTION):
+                return self._record(state_of(attempt.exit_code), attempt)
+            self._record(State.RUNNING)
+            self._say(
+                f"attempt {len(self.attempts)} ended at step {attempt.steps}: {attempt.cause}; "
+                f"trying again in {wait_s:g} s ({budgets.left(attempt.fault)} after "
+                f"{attempt.fault.value})"
+            )
+            if not self._wait(wait_s):
+                return self._stopped(attempt)
+            self._fall_back()
 
+    def _stopped(self, attempt: Attempt) -> Result:
+        """The result of a run that was asked to stop when it would have been tried again."""
+        terminated = self._stop.terminated
+        code = ExitCode.PREEMPTED if terminated else ExitCode.INTERRUPTED
+        how = "preempted by SIGTERM" if terminated else "interrupted"
+        cause = f"{how} before the next attempt; the last one: {attempt.cause}"
+        last = dataclasses.replace(attempt, exit_code=int(code), cause=cause)
+        return self._record(state_of(code), last)
 
-def _follow(
-    child: Child, run_dir: RunDir, *, observer: Observer, stop: StopSignals
-) -> Ended | None:
-    """Pass on what the worker says until it has ended; its last word, if it had one."""
-    log = LogTail(run_dir.log)
-    last_word = None
-    forwarded = 0
-    while True:
-        running = child.exit_code() is None
-        for event in child.events():
-            if isinstance(event, Started):
-                _add_device(run_dir, event)
-            if isinstance(event, Ended):
-                last_word = event
-            observer.handle(event)
-        for line in log.lines(final=not running):
-            observer.echo(line)
-        if not running:
-            return last_word
-        forwarded = _forward(child, observer, stop=stop, forwarded=forwarded)
-        child.wait()
+    def _guarded_attempt(self) -> Attempt:
+        try:
+            return self._attempt()
+        except RunnerError as error:
+            return Attempt(str(error), int(error.exit_code), 0, 0.0, error.fault, first_step=-1)
+        except Exception as error:  # a bug of ours: the run must still get its result
+            traceback.print_exc()
+            cause = f"{type(error).__name__}: {error}"
+            return Attempt(cause, int(ExitCode.BUG), 0, 0.0, Fault.FINAL, first_step=-1)
 
+    def _attempt(self) -> Attempt:
+        hardware = find_hardware(self._config.hardware)
+        if hardware.notice and not self.attempts:
+            self._observer.handle(Notice("info", hardware.notice))
+        note_location(self._run_dir, self._place)
+        request = {"config": config_to_json(self._config), "checkpoints": self._place}
+        return AttemptRun(
+            self._run_dir,
+            observer=self._observer,
+            stop=self._stop,
+            timeouts=self._config.timeouts,
+            on_saved=self._note_progress,
+        ).run(request, hardware.environment())
 
-def _forward(child: Child, observer: Observer, *, stop: StopSignals, forwarded: int) -> int:
-    """Pass new signals on to the worker: the first asks it to stop, the second ends it."""
-    asked = stop.interrupts + int(stop.terminated)
-    if asked > forwarded == 0:
-        child.signal(signal.SIGTERM if stop.terminated else signal.SIGINT)
-        how = "SIGTERM: " if stop.terminated else ""
-        observer.handle(
-            Notice("info", f"{how}stopping after this step or compile; Ctrl-C again stops now")
+    def _note_progress(self) -> None:
+        self._record(State.RUNNING)
+
+    def _record(self, state: State, last: Attempt | None = None) -> Result:
+        """Write result.json as things stand."""
+        outcome = Result(
+            job=self._config.job.name,
+            backend=self._config.backend.name,
+            state=state,
+            exit_code=last.exit_code if last else None,
+            reason=last.cause if last else "",
+            attempts=list(self.attempts),
         )
-    elif asked > forwarded:
-        child.kill()
-    return asked
+        result = self._observer.fill(outcome)
+        try:
+            write_json(self._run_dir.result, strict_json(result.to_json()))
+        except OSError as error:  # a full disk ends no run; its state is in the checkpoints
+            self._say(f"cannot write {self._run_dir.result}: {error}")
+        return result
 
+    def _wait(self, seconds: float) -> bool:
+        """Wait before the next attempt; False if a stop is asked for meanwhile."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._stop.asked:
+            time.sleep(_POLL_S)
+        return not self._stop.asked
 
-def _outcome(child: Child, ended: Ended | None, stop: StopSignals) -> tuple[int, str]:
-    """Exit code and reason of a worker that has ended."""
-    code = child.exit_code()
-    assert code is not None
-    if ended is not None and code in (ended.exit_code, 0):
-        return ended.exit_code, ended.reason
-    if stop.interrupts and (ended is None or code < 0):
-        return int(ExitCode.INTERRUPTED), "interrupted; the worker was ended at once"
-    if code < 0:
-        return int(ExitCode.BUG), f"the worker was killed by {_signal_name(-code)}"
-    return int(ExitCode.BUG), f"the worker ended with exit code {code} without a word; see log.txt"
+    def _fall_back(self) -> None:
+        """Set the newest checkpoint aside if it is to blame and there is one before it."""
+        steps = self._storage.steps()
+        if len(steps) < 2 or not is_deadly(self.attempts, step=steps[0]):
+            return
+        new = self._storage.set_aside(folder_name(steps[0]), CRASHED)
+        self._say(
+            f"the checkpoint of step {steps[0]} was loaded twice and the job died twice: it is "
+            f"now {new}, and the one of step {steps[1]} is used"
+        )
 
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _add_device(run_dir: RunDir, event: Started) -> None:
-    described = describe_environment()
-    described["device"] = {"name": event.device, "count": event.devices, "pid": event.pid}
-    described["versions"].update(event.versions)
-    described["variables"] = {k: v for k, v in os.environ.items() if k.startswith("XLA_")}
-    write_json(run_dir.environment, described)
+    def _say(self, message: str) -> None:
+        self._observer.handle(Notice("warning", message))

@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 
 import runner
-from runner.cli import arguments
+from runner.cli import arguments, commands
 from runner.cli.arguments import Arguments
 from runner.cli.batch import check_batch
 from runner.cli.help import help_text, no_job_text
@@ -64,6 +64,8 @@ def _main(argv: Sequence[str]) -> int:
     if "--version" in argv:
         print(f"runner {runner.__version__}, hydra-core {hydra.__version__}")
         return ExitCode.DONE
+    if argv and argv[0] in commands.NAMES:
+        return commands.run(argv[0], argv[1:])
     asked = arguments.parse(argv)
     composer = Composer(conf_folder(), extra=asked.config_dir, trusted=trusted_packages())
     if asked.empty:

@@ -28,6 +28,8 @@ Examples:
   python -m runner --config-dir my_conf job=mine               a job of your own; set
       RUNNER_TRUST=my_package to the package that my_conf/job/mine.yaml names
 
+Go on:      python -m runner resume RUNDIR [key=value]         from its newest checkpoint
+Export:     python -m runner export RUNDIR --to model.safetensors
 Look:       tensorboard --logdir outputs
 Show:       python -m runner job=resnet --cfg job              every key, without running it
 Complete:   eval "$(runner -sc install=bash)"                  bash, zsh or fish; for the console

@@ -18,7 +18,7 @@ def check_rules(config: Config) -> None:
     Raises:
         Mistake: The first rule that is broken.
     """
-    for rule in (_run, _batch, _backend, _optimizer, _schedule, _hardware):
+    for rule in (_run, _batch, _backend, _optimizer, _schedule, _hardware, _checkpoint, _faults):
         rule(config)
 
 
@@ -153,6 +153,66 @@ def _hardware(config: Config) -> None:
         _at_least("hardware.devices", hardware.devices, 1)
     if hardware.peak_flops_per_s is not None:
         _positive("hardware.peak_flops_per_s", hardware.peak_flops_per_s)
+
+
+def _checkpoint(config: Config) -> None:
+    checkpoint = config.checkpoint
+    if checkpoint.keep < 2:
+        raise Mistake(
+            "checkpoint.keep",
+            f"checkpoint.keep must be >= 2: the newest may be damaged; got {checkpoint.keep}",
+        )
+    if checkpoint.every_s is not None:
+        _positive("checkpoint.every_s", checkpoint.every_s)
+    _at_least("checkpoint.every_steps", checkpoint.every_steps, 0)
+    _at_least("checkpoint.keep_every_steps", checkpoint.keep_every_steps, 0)
+    _at_least("checkpoint.failures", checkpoint.failures, 1)
+    _multiple("checkpoint.every_steps", checkpoint.every_steps, of=config.backend.steps_per_call)
+    if checkpoint.keep_every_steps:
+        every = checkpoint.every_steps
+        if not every or checkpoint.keep_every_steps % every:
+            raise Mistake(
+                "checkpoint.keep_every_steps",
+                "checkpoint.keep_every_steps must be a multiple of checkpoint.every_steps: what "
+                f"was not saved cannot be kept; got {checkpoint.keep_every_steps} and {every}",
+            )
+    root = checkpoint.root
+    if root is not None and not ("://" in root or root.startswith("/")):
+        raise Mistake(
+            "checkpoint.root",
+            f"checkpoint.root must be an absolute folder or a URL, because runs start in many "
+            f"folders; got {root!r}",
+        )
+    if config.resume not in ("auto", "never") and config.init_from is not None:
+        raise Mistake(
+            "init_from",
+            "init_from must be null with resume=PATH, which brings the weights along; got "
+            f"{config.init_from!r} and {config.resume!r}",
+        )
+
+
+def _faults(config: Config) -> None:
+    retries, timeouts = config.retries, config.timeouts
+    _at_least("retries.failures", retries.failures, 0)
+    _at_least("retries.infrastructure", retries.infrastructure, 0)
+    if retries.preemptions is not None:
+        _at_least("retries.preemptions", retries.preemptions, 0)
+    if not (retries.backoff_s >= 0 and math.isfinite(retries.backoff_s)):
+        raise Mistake(
+            "retries.backoff_s", f"retries.backoff_s must be >= 0; got {retries.backoff_s}"
+        )
+    for name in ("start_s", "compile_s", "step_s", "grace_s"):
+        _positive(f"timeouts.{name}", getattr(timeouts, name))
+
+
+def _multiple(key: str, value: int, *, of: int) -> None:
+    if value % of:
+        raise Mistake(
+            key,
+            f"{key} must be a multiple of backend.steps_per_call: between the updates of one call "
+            f"there is no state to save; got {value} and {of}; the nearest are "
+            f"{nearest_multiples(value, of)}",
+        )
 
 
 def _at_least(key: str, value: int, least: int) -> None:

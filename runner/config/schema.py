@@ -126,6 +126,66 @@ class HardwareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved, and what is kept. The last state of a run is saved in any case.
+
+    Attributes:
+        enabled: Whether anything is saved.
+        every_s: Seconds between two saves, or null.
+        every_steps: Updates between two saves; 0 goes by time alone.
+        keep: Checkpoints that are kept, the newest ones.
+        keep_every_steps: Checkpoints of multiples of it are kept for ever; 0 keeps none so.
+        failures: Saves in a row that may fail (disk full, say) before the run does.
+        root: Where checkpoints go instead of the run folder: a folder, or a URL such as
+            gs://bucket/folder; each run has a folder of its own in it.
+    """
+
+    enabled: bool = True
+    every_s: float | None = 600.0
+    every_steps: int = 0
+    keep: int = 2
+    keep_every_steps: int = 0
+    failures: int = 3
+    root: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RetriesConfig:
+    """How often a run is started again by itself. Each budget is full again after progress.
+
+    Progress is a checkpoint of a later step than any before it.
+
+    Attributes:
+        failures: Tries after the job's process raised, was killed or hung.
+        preemptions: Tries after a preemption, or null for no limit.
+        infrastructure: Tries after faults that are not the job's, such as a busy chip.
+        backoff_s: Seconds before the first retry; doubled for each one that follows in a row.
+    """
+
+    failures: int = 2
+    preemptions: int | None = None
+    infrastructure: int = 10
+    backoff_s: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeoutsConfig:
+    """How long a run may show no sign of life before it is ended as hung.
+
+    Attributes:
+        start_s: Seconds for building the job and loading its state.
+        compile_s: Seconds for one compile.
+        step_s: Seconds for one step, its wait for data included, and for a batch of evaluation.
+        grace_s: Seconds from SIGTERM to the end of the job's process.
+    """
+
+    start_s: float = 1800.0
+    compile_s: float = 3600.0
+    step_s: float = 600.0
+    grace_s: float = 25.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run.
 
@@ -139,6 +199,10 @@ class Config:
         log_every: Updates between two points in TensorBoard and metrics.jsonl.
         eval_every: Updates between two evaluations; 0 evaluates only at the end.
         strict: Whether a recompile after warm-up is an error.
+        resume: What a run starts from: "auto" goes on from its own folder's checkpoints, "never"
+            refuses a folder that has any, a path (run folder, checkpoint or URL) goes on from
+            there in a new folder.
+        init_from: A path as for `resume`, of which only weights and buffers are taken.
         model: The job's own settings.
     """
 
@@ -157,4 +221,9 @@ class Config:
     log_every: int = 1
     eval_every: int = 0
     strict: bool = False
+    resume: str = "auto"
+    init_from: str | None = None
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    retries: RetriesConfig = dataclasses.field(default_factory=RetriesConfig)
+    timeouts: TimeoutsConfig = dataclasses.field(default_factory=TimeoutsConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -118,6 +118,16 @@ class Compiles:
         self._runtime = (0, 0.0)
         self._since = (0, 0.0)
 
+    @classmethod
+    def of(cls, figures: CompileFigures) -> Compiles:
+        """Compiles that go on from the figures of an earlier process."""
+        compiles = cls()
+        compiles.graphs = list(figures.graphs)
+        compiles.records = len(figures.graphs)
+        compiles.recompiles, compiles.trace_s = figures.recompiles, figures.trace_s
+        compiles._earlier = (figures.count, figures.xla_s)
+        return compiles
+
     @property
     def count(self) -> int:
         """Compiles of all attempts."""

@@ -20,14 +20,23 @@ from runner.record.outcome import State
 
 HParam: TypeAlias = float | bool | str
 
-#: Settings that name code or prose; a comparison of jobs is clearer without them.
-_LEFT_OUT = ("job.entry", "job.about", "data.entry")
+#: Settings that name code or prose, or that change no result: a comparison of jobs is clearer
+#: without them.
+_LEFT_OUT = (
+    "job.entry",
+    "job.about",
+    "data.entry",
+    "resume",
+    "checkpoint.",
+    "retries.",
+    "timeouts.",
+)
 
 
 def hparams_of(config: Config) -> dict[str, HParam]:
     """Every setting by its dotted key, as a number, a bool or a string."""
     plain = dataclasses.asdict(config)
-    return {key: value for key, value in _flatten(plain, "") if key not in _LEFT_OUT}
+    return {key: value for key, value in _flatten(plain, "") if not key.startswith(_LEFT_OUT)}
 
 
 def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, HParam]]:

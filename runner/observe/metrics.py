@@ -46,6 +46,8 @@ class Tally:
 
     Args:
         peak_flops_per_s: Peak FLOP/s of one device, or None where it is unknown.
+        earlier: Figures of the run so far, if another process began it. Its step times are
+            not known one by one: medians are those of this process's steps.
         clock: Monotonic seconds.
         now: Seconds since the epoch.
     """
@@ -54,6 +56,7 @@ class Tally:
         self,
         peak_flops_per_s: float | None = None,
         *,
+        earlier: Result | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -73,6 +76,10 @@ class Tally:
         self._checkpoint_s = self._eval_s = self._lost_s = 0.0
         self._train: tuple[int, dict[str, float]] = (0, {})
         self._eval: tuple[int, dict[str, float]] = (0, {})
+        self._productive_s = self._data_s = self._earlier_s = 0.0
+        self._step_s = 0.0
+        if earlier is not None:
+            self._go_on_from(earlier)
 
     def take(self, event: Event) -> Point | None:
         """Count an event in; returns its scalars if it has any."""
@@ -109,11 +116,30 @@ class Tally:
             final={**self._train[1], **self._eval[1]},
         )
 
+    def _go_on_from(self, earlier: Result) -> None:
+        good = earlier.goodput
+        self.compiles = Compiles.of(earlier.compile)
+        self.steps = earlier.steps
+        self._checkpoint_s, self._eval_s = good.checkpoint_s, good.eval_s
+        self._lost_s = good.lost_s
+        self._productive_s, self._data_s = good.productive_s, good.data_s
+        self._earlier_s = sum(attempt.seconds for attempt in earlier.attempts)
+        self._step_s = (earlier.step.median_ms or 0.0) / 1e3
+        final = earlier.final
+        evaluated = {tag: value for tag, value in final.items() if tag.startswith("eval/")}
+        trained = {tag: value for tag, value in final.items() if tag not in evaluated}
+        self._train, self._eval = (earlier.steps, trained), (earlier.steps, evaluated)
+
     def _start(self, event: Started) -> None:
         if self._attempts:
             self._lost_s += self._clock() - self._last_event
             self._lost_s += self._times.drop_after(event.first_step)
             self.compiles.restart()
+        else:  # Steps of an earlier process that are repeated: what one took then, for each.
+            repeated_s = max(0, self.steps - event.first_step) * self._step_s
+            repeated_s = min(repeated_s, self._productive_s)
+            self._productive_s -= repeated_s
+            self._lost_s += repeated_s
         self._attempts += 1
         self._devices = event.devices
         self._first_step_s = None
@@ -134,7 +160,7 @@ class Tally:
         train = {f"train/{name}": value for name, value in event.metrics.items()}
         self._train = (self.steps, train)
         means = step_means(event.records)
-        elapsed_s = self._clock() - self._began
+        elapsed_s = self._earlier_s + self._clock() - self._began
         return {
             **train,
             **self._compile_values(),
@@ -142,7 +168,7 @@ class Tally:
             **(self._step_values(means) if means else {}),
             "memory/device_bytes": event.device_bytes,
             "memory/host_rss_bytes": event.host_rss_bytes,
-            "goodput/productive_fraction": min(1.0, self._times.productive_s / elapsed_s)
+            "goodput/productive_fraction": min(1.0, self._productive() / elapsed_s)
             if elapsed_s > 0
             else 0.0,
         }
@@ -152,6 +178,8 @@ class Tally:
         self._eval_s += max(0.0, event.seconds - compile_s)
         self.steps = max(self.steps, event.step)
         values = {f"eval/{name}": value for name, value in event.metrics.items()}
+        if self._eval == (event.step, values):
+            return {}  # The last evaluation of a run that is gone on with: it is known already.
         self._eval = (event.step, values)
         compiled_meanwhile = self.compiles.count != self._shown_compiles
         return {**values, **(self._compile_values() if compiled_meanwhile else {})}
@@ -195,11 +223,14 @@ class Tally:
             tokens_per_s=self._tokens_per_step * steps_per_s if self._tokens_per_step else None,
         )
 
+    def _productive(self) -> float:
+        return self._productive_s + self._times.productive_s
+
     def _goodput(self) -> Goodput:
         return Goodput(
-            productive_s=self._times.productive_s,
+            productive_s=self._productive(),
             compile_s=self.compiles.total_s,
-            data_s=self._times.wait_s,
+            data_s=self._data_s + self._times.wait_s,
             checkpoint_s=self._checkpoint_s,
             eval_s=self._eval_s,
             lost_s=self._lost_s,

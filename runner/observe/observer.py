@@ -37,6 +37,7 @@ class Observer:
         console: Where the run is shown.
         logdir: What the final TensorBoard command opens: the folder of the sweep that the
             run belongs to, say. Default: the run's.
+        earlier: The run's figures so far, if another process began it.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class Observer:
         config: Config,
         console: Console,
         logdir: pathlib.Path | None = None,
+        earlier: Result | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._console = console
         self._logdir = logdir or run_dir.path
-        self._tally = Tally(config.hardware.peak_flops_per_s)
+        self._tally = Tally(config.hardware.peak_flops_per_s, earlier=earlier)
         self._journal = Journal(run_dir.metrics)
         self._board = TensorBoardWriter(run_dir.tensorboard, hparams=hparams_of(config))
         self._said: set[str] = set()

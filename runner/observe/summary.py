@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.observe.progress import duration
-from runner.record.outcome import CompileFigures, Result, State
+from runner.record.outcome import Attempt, CompileFigures, Result, State
 
 
 def print_summary(console: Console, *, result: Result, logdir: pathlib.Path) -> None:
@@ -53,11 +53,21 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
     if result.mfu is not None:
         yield "mfu", f"{result.mfu:.1%}"
     if len(result.attempts) > 1:
-        good = result.goodput
         yield "attempts", str(len(result.attempts))
+        for number, attempt in enumerate(result.attempts, 1):
+            yield f"  {number}", _attempt(attempt)
+        lost = sum(attempt.lost_steps for attempt in result.attempts)
+        good = result.goodput
         yield "goodput", f"{duration(good.productive_s)} productive, {duration(good.lost_s)} lost"
+        yield "steps lost", f"{lost:,}"
     for name, value in result.final.items():
         yield name, f"{value:.6g}"
+
+
+def _attempt(attempt: Attempt) -> str:
+    began = f"from step {attempt.first_step:,} " if attempt.first_step > 0 else ""
+    lost = f" ({attempt.lost_steps:,} lost)" if attempt.lost_steps else ""
+    return f"{began}to step {attempt.steps:,}{lost}: {attempt.cause or 'done'}"
 
 
 def _compile(figures: CompileFigures) -> str:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import enum
 
+#: What the TPU runtime says when another process has the chip.
+_BUSY_WORDS = ("Device or resource busy", "already in use", "libtpu_lockfile")
+
 
 class ExitCode(enum.IntEnum):
     """Process exit codes; part of the contract (README, "Exit codes")."""
@@ -26,10 +29,22 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130
 
 
+class Fault(str, enum.Enum):
+    """What ended an attempt, as far as trying again goes; each has a budget of its own."""
+
+    NONE = ""
+    FINAL = "final"  # It would come again, or somebody wanted it: never retried.
+    FAILURE = "failure"
+    PREEMPTION = "preemption"
+    INFRASTRUCTURE = "infrastructure"
+    HOST_MEMORY = "host memory"
+
+
 class RunnerError(Exception):
     """An error with a known cause: it is shown as one message, without a traceback."""
 
     exit_code: ExitCode = ExitCode.BUG
+    fault: Fault = Fault.FINAL
 
 
 class ConfigError(RunnerError):
@@ -62,6 +77,19 @@ class DeviceError(RunnerError):
     exit_code = ExitCode.DEVICE
 
 
+class DeviceBusyError(DeviceError):
+    """The device is there, and some other process has it still."""
+
+    fault = Fault.INFRASTRUCTURE
+
+
+class HostMemoryError(RunnerError):
+    """The host is out of memory."""
+
+    exit_code = ExitCode.DEVICE
+    fault = Fault.HOST_MEMORY
+
+
 class NonFiniteError(RunnerError):
     """The loss is no longer a finite number."""
 
@@ -85,3 +113,9 @@ class StopRequested(RunnerError):
     def __init__(self, message: str, *, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.fault = Fault.PREEMPTION if exit_code is ExitCode.PREEMPTED else Fault.FINAL
+
+
+def is_busy(message: str) -> bool:
+    """Whether an error's text says that another process has the device."""
+    return any(words in message for words in _BUSY_WORDS)

@@ -142,13 +142,30 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint is complete on disk."""
+    """A checkpoint is complete on disk.
+
+    Attributes:
+        step: Completed updates in it.
+        path: Where it is.
+        bytes: Size of its files.
+        seconds: How long training stood still for it.
+        write_s: How long it took to write, while training went on.
+    """
 
     kind: ClassVar[str] = "checkpoint"
     step: int
     path: str
     bytes: int
     seconds: float
+    write_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Alive:
+    """Something went forward of which no other event tells: a step, a part of a write."""
+
+    kind: ClassVar[str] = "alive"
+    step: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,16 +179,26 @@ class Notice:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """The worker's last word."""
+    """The worker's last word; `fault` is a `Fault`'s value."""
 
     kind: ClassVar[str] = "ended"
     exit_code: int
     reason: str
     step: int
+    fault: str = ""
 
 
 Event: TypeAlias = (
-    Started | Phase | Planned | Compiled | Steps | Evaluated | CheckpointSaved | Notice | Ended
+    Started
+    | Phase
+    | Planned
+    | Compiled
+    | Steps
+    | Evaluated
+    | CheckpointSaved
+    | Alive
+    | Notice
+    | Ended
 )
 
 _KINDS: dict[str, type[Any]] = {
@@ -184,6 +211,7 @@ _KINDS: dict[str, type[Any]] = {
         Steps,
         Evaluated,
         CheckpointSaved,
+        Alive,
         Notice,
         Ended,
     )

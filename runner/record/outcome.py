@@ -10,7 +10,7 @@ import dataclasses
 import enum
 from typing import Any
 
-from runner.record.errors import ExitCode
+from runner.record.errors import ExitCode, Fault
 
 SCHEMA = 1
 
@@ -45,12 +45,27 @@ def state_of(exit_code: int) -> State:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One child process's try at the run."""
+    """One child process's try at the run.
+
+    Attributes:
+        cause: Why it ended; empty if all was well.
+        exit_code: What the run would have ended with, had it been the last.
+        steps: Completed updates of the run at its end.
+        seconds: How long it took.
+        fault: The `Fault` that ended it.
+        first_step: Completed updates that it began with.
+        saved_step: The newest checkpoint that it wrote; 0 for none.
+        lost_steps: Updates that it made and that no checkpoint holds.
+    """
 
     cause: str
     exit_code: int
     steps: int
     seconds: float
+    fault: Fault = Fault.NONE
+    first_step: int = 0
+    saved_step: int = 0
+    lost_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,4 +137,39 @@ class Result:
         """The result as plain JSON values."""
         plain = dataclasses.asdict(self)
         plain["state"] = self.state.value
+        for attempt in plain["attempts"]:
+            attempt["fault"] = attempt["fault"].value
         return plain
+
+
+def result_from_json(plain: dict[str, Any]) -> Result:
+    """The result that `Result.to_json` was given; keys that are not known are left out.
+
+    Raises:
+        ValueError: It is no result of this schema.
+    """
+    if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
+        raise ValueError(f"not a result of schema {SCHEMA}")
+    try:
+        sections = {key: _build(cls, plain[key]) for key, cls in _SECTIONS.items() if key in plain}
+        attempts = [_build(Attempt, attempt) for attempt in plain.get("attempts", [])]
+        result: Result = _build(Result, {**plain, **sections, "attempts": attempts})
+        return dataclasses.replace(result, state=State(plain["state"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a result: {error}") from error
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "compile": CompileFigures,
+    "step": StepFigures,
+    "throughput": Throughput,
+    "goodput": Goodput,
+}
+
+
+def _build(cls: type[Any], plain: dict[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(cls)}
+    values = {key: value for key, value in plain.items() if key in known}
+    if cls is Attempt:
+        values["fault"] = Fault(values.get("fault", ""))
+    return cls(**values)

@@ -1,6 +1,6 @@
 """The training loop.
 
-The order is fixed: stop? next batch, step, clock, log, evaluate. A call of the backend makes
+The order is fixed: stop? save? next batch, step, clock, log, evaluate. A call of the backend makes
 one update, or several where the job asks for it. The host never waits for the call that it
 has just handed over; every place where it does wait is marked `# sync:`.
 """
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from runner.backends.base import Backend
 from runner.config.schema import Config
-from runner.record.errors import NonFiniteError
-from runner.record.events import Evaluated, Event, Phase, StepRecord, Steps
+from runner.record.errors import CheckpointError, NonFiniteError, StopRequested
+from runner.record.events import Evaluated, Event, Notice, Phase, StepRecord, Steps
 from runner.train.build import Built
 from runner.train.clock import FinishedStep, StepClock
 from runner.train.input import InputPipeline, evaluation_batches
 from runner.train.order import BatchOrder
+from runner.train.pulse import Pulse
+from runner.train.saver import Saver
 from runner.train.schedule import learning_rate
 from runner.train.signals import StopFlag
 
@@ -40,6 +42,7 @@ class Training:
         backend: The compiled step and the state.
         send: Where events go.
         stop: Whether to stop early.
+        saver: Saves the state.
         step: Completed updates.
     """
 
@@ -48,7 +51,12 @@ class Training:
     backend: Backend
     send: Callable[[Event], None]
     stop: StopFlag
+    saver: Saver
     step: int = 0
+    pulse: Pulse = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.send)
 
     def train(self) -> None:
         """Train from the current step to the last, then evaluate.
@@ -57,23 +65,20 @@ class Training:
             StopRequested: A signal asked for it.
             NonFiniteError: The loss is not a number.
             DataError: An example cannot be read.
+            CheckpointError: Too many saves failed.
         """
-        config, count = self.config, self.backend.steps_per_call
-        source = self.built.data.train
-        pipeline = InputPipeline(
-            source,
-            BatchOrder(len(source), config.job.batch_size, config.seed),
-            first_step=self.step,
-            last_step=config.steps,
-            place=self.backend.place,
-            depth=config.data.prefetch * count,
-        )
+        count, log = self.backend.steps_per_call, StepLog(self)
         self.send(Phase("training"))
-        with StepClock(self.backend, on_end=StepLog(self).add) as clock, pipeline as batches:
-            while self.step < config.steps:
+        with StepClock(self.backend, on_end=log.add) as clock, self.input() as batches:
+            while self.step < self.config.steps:
                 if self.stop.requested:
                     clock.drain()  # sync: the end of the run
-                    raise self.stop.error(self.step)
+                    raise self.stopped()
+
+                if self.saver.due(self.step):
+                    clock.drain()  # sync: before a pause; a loss that is lost is not saved
+                    self.saver.save(self.step, self.backend.snapshot)
+                    clock.resume()
 
                 waited = batches.waited_s
                 call = [next(batches) for _ in range(count)]
@@ -92,7 +97,36 @@ class Training:
                     self.send(Phase("training"))
                     clock.resume()
             clock.drain()  # sync: the end of the run
+        self.send(Phase("saving"))
+        self.saver.finish(self.step, self.backend.snapshot)
         self.evaluate()
+
+    def input(self) -> InputPipeline:
+        """The batches from the current step to the last."""
+        config, source = self.config, self.built.data.train
+        return InputPipeline(
+            source,
+            BatchOrder(len(source), config.job.batch_size, config.seed),
+            first_step=self.step,
+            last_step=config.steps,
+            place=self.backend.place,
+            depth=config.data.prefetch * self.backend.steps_per_call,
+        )
+
+    def stopped(self) -> StopRequested:
+        """Save the state and say why the run ends early."""
+        self.send(Phase("saving"))
+        try:
+            self.saver.finish(self.step, self.backend.snapshot)
+        except CheckpointError as error:
+            self.send(Notice("warning", f"stopping without a checkpoint of this step: {error}"))
+        return self.stop.error(self.step)
+
+    def _go_on(self) -> None:
+        """Between two parts of an evaluation: show life, and stop if asked to."""
+        self.pulse.beat(self.step)
+        if self.stop.requested:
+            raise self.stopped()
 
     def lr(self, step: int) -> float:
         """Learning rate of the update after `step` completed ones."""
@@ -105,7 +139,11 @@ class Training:
         return every > 0 and self.step % every == 0 and self.step < self.config.steps
 
     def evaluate(self) -> None:
-        """Pass once over the held-out data; every example counts once."""
+        """Pass once over the held-out data; every example counts once.
+
+        Raises:
+            StopRequested: A signal asked for it.
+        """
         source = self.built.data.heldout
         if source is None or len(source) == 0:
             return
@@ -116,9 +154,13 @@ class Training:
             placed = self.backend.place({**arrays, "mask": mask})
             mask_on_device = placed.pop("mask")
             sums.append(self.backend.eval_step(placed, mask_on_device))
-        metrics = {  # sync: the end of an evaluation
-            name: sum(float(part[name].item()) for part in sums) / len(source) for name in sums[0]
-        }
+            self._go_on()
+        totals = dict.fromkeys(sums[0], 0.0)
+        for part in sums:
+            for name in totals:
+                totals[name] += float(part[name].item())  # sync: the end of an evaluation
+            self._go_on()
+        metrics = {name: total / len(source) for name, total in totals.items()}
         seconds = time.perf_counter() - start
         self.send(Evaluated(self.step, metrics, examples=len(source), seconds=seconds))
 
@@ -142,6 +184,7 @@ class StepLog:
         """
         training, record, loss = self._training, finished.record, finished.value("loss")
         self._records.append(record)
+        training.pulse.beat(record.step)
         finite = math.isfinite(loss)
         last = record.step == training.config.steps
         if record.step % training.config.log_every == 0 or last or not finite:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from runner.record.errors import DeviceError
+from runner.record.errors import DeviceBusyError, DeviceError, is_busy
 from runner.xla.binding import binding, torch_xla, xla_model
 
 
@@ -15,12 +15,14 @@ def open_device() -> torch.device:
     """The default XLA device of this process, which `PJRT_DEVICE` chose.
 
     Raises:
-        DeviceError: The runtime cannot open it: no chip, or a chip that is still busy.
+        DeviceBusyError: Another process has it still.
+        DeviceError: The runtime cannot open it: there is no chip, say.
     """
     try:
         device: torch.device = torch_xla.device()
     except RuntimeError as error:
-        raise DeviceError(f"the XLA device cannot be opened: {error}") from error
+        kind = DeviceBusyError if is_busy(str(error)) else DeviceError
+        raise kind(f"the XLA device cannot be opened: {error}") from error
     return device
 
 

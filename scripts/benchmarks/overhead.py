@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from runner.config.compose import Composer
 from runner.config.hardware import find_hardware
 from runner.config.schema import Config
 from runner.config.trust import trusted_packages
+from runner.record.storage import LocalStorage
 
 TARGET = 1.02
 
@@ -94,9 +96,11 @@ def measure(config: Config, *, rounds: int, steps: int) -> dict[str, float]:
     from runner.backends import registry
     from runner.record.pipe import EventWriter
     from runner.train.build import build
+    from runner.train.checkpoint import Label
     from runner.train.input import read
     from runner.train.loop import Training
     from runner.train.order import BatchOrder
+    from runner.train.saver import Saver
     from runner.train.signals import StopFlag
 
     built = build(config)
@@ -124,10 +128,15 @@ def measure(config: Config, *, rounds: int, steps: int) -> dict[str, float]:
         parent = _start_parent(config, folder)
         assert parent.stdin is not None
         writer = EventWriter(parent.stdin.fileno())
-        short = dataclasses.replace(config, steps=steps, eval_every=0)
+        checkpoint = dataclasses.replace(config.checkpoint, enabled=False)
+        short = dataclasses.replace(config, steps=steps, eval_every=0, checkpoint=checkpoint)
+        storage, label = LocalStorage(pathlib.Path(folder)), Label({}, {})
+        saver = Saver(storage, checkpoint, label=label, send=writer.send)
 
         def looped() -> float:
-            training = Training(short, built, backend, send=writer.send, stop=StopFlag())
+            training = Training(
+                short, built, backend, send=writer.send, stop=StopFlag(), saver=saver
+            )
             start = time.perf_counter()
             training.train()
             return (time.perf_counter() - start) / steps

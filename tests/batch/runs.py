@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from runner.batch.supervise import RunPlan, supervise
-from runner.config.codec import config_from_json
+from runner.config.codec import config_from_json, config_to_json
 from runner.config.schema import Config
 from runner.record.outcome import Result
 from runner.record.rundir import RunDir
@@ -34,7 +36,10 @@ def config(**changes: Any) -> Config:
         "schedule": {"name": "constant"},
         "hardware": {"name": "cpu"},
         "steps": 6,
-        "model": {"fault": "none", "step_s": 0.0},
+        "model": {"fault": "none", "at": 3, "step_s": 0.0, "times": None, "memory": None},
+        "checkpoint": {},
+        "retries": {"failures": 0, "infrastructure": 0, "backoff_s": 0.0},
+        "timeouts": {},
     }
     for key, value in changes.items():
         *sections, name = key.split("__")
@@ -47,9 +52,10 @@ def config(**changes: Any) -> Config:
 
 def run(folder: pathlib.Path, **changes: Any) -> tuple[Result, RunDir]:
     """Supervise a run in this process."""
-    run_dir = RunDir(folder)
-    plan = RunPlan(overrides=["fault"], config_yaml="job: faulty\n", tensorboard_root=folder)
-    return supervise(config(**changes), run_dir, plan=plan), run_dir
+    run_dir, asked = RunDir(folder), config(**changes)
+    text = yaml.safe_dump(config_to_json(asked))
+    plan = RunPlan(overrides=["fault"], config_yaml=text, tensorboard_root=folder)
+    return supervise(asked, run_dir, plan=plan), run_dir
 
 
 def result_json(run_dir: RunDir) -> dict[str, Any]:

@@ -1,0 +1,240 @@
+"""Kills a run at random instants and compares it with one that was left alone.
+
+A run of `job=mlp` trains once undisturbed. Then it trains again while its worker, and now and
+then the runner itself, is killed with signal 9 (or preempted, with --signal TERM) at random
+instants: while it starts, between steps, in the middle of a save. A runner that was killed is
+started again with `resume`. In the end the losses of all steps and the final state must equal,
+with ==, those of the undisturbed run, and no checkpoint may have been found damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import psutil
+
+from runner.record.errors import ExitCode
+from runner.record.manifest import MANIFEST
+from runner.record.rundir import RunDir
+from runner.record.storage import LocalStorage
+
+#: Of ten kills so many hit the runner itself, and so many a worker that has not stepped yet.
+RUNNER_SHARE, EARLY_SHARE = 0.1, 0.2
+_POLL_S = 0.005
+
+
+@dataclasses.dataclass
+class Soak:
+    """One run under fire.
+
+    Attributes:
+        folder: The run's folder.
+        overrides: The run's configuration.
+        kills: How often to kill.
+        number: The signal.
+        window_s: A worker that steps is killed within so many seconds.
+        chance: Where the instants come from.
+    """
+
+    folder: pathlib.Path
+    overrides: list[str]
+    kills: int
+    number: signal.Signals
+    window_s: float
+    chance: random.Random
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def run(self) -> int:
+        """Kill until it is enough, then let the run come to its end; returns its exit code."""
+        process = start(self.overrides, self.folder)
+        while True:
+            code = process.poll()
+            if code is None and self._fired() < self.kills:
+                self._kill_once(process)
+                print(f"\r{self._fired()} of {self.kills} kills", end="", file=sys.stderr)
+                code = process.poll()
+            if code is None:
+                process.wait()
+                continue
+            print(file=sys.stderr)
+            if code not in (ExitCode.PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
+                return code
+            process = resume(self.folder)
+
+    def _fired(self) -> int:
+        return sum(n for name, n in self.counts.items() if name.startswith("killed "))
+
+    def _kill_once(self, process: subprocess.Popen[bytes]) -> None:
+        worker = self._next_worker(process)
+        if worker is None:
+            return
+        early = self.chance.random() < EARLY_SHARE
+        if not early and not self._stepping(worker):
+            return
+        time.sleep(self.chance.uniform(0.0, self.window_s))
+        saving = any(name.startswith(".writing") for name in self._storage().names())
+        at_runner = self.chance.random() < RUNNER_SHARE
+        if process.poll() is not None or not worker.is_running():
+            return
+        if at_runner:
+            process.send_signal(self.number)
+            process.wait()
+        else:
+            worker.send_signal(self.number)
+        _gone(worker)
+        self.counts["killed the runner" if at_runner else "killed a worker"] += 1
+        self.counts["of them before its first step"] += early
+        self.counts["of them in the middle of a save"] += saving
+
+    def _next_worker(self, process: subprocess.Popen[bytes]) -> psutil.Process | None:
+        """The runner's worker, once it has one."""
+        while process.poll() is None:
+            try:
+                for child in psutil.Process(process.pid).children():
+                    if "runner.worker" in " ".join(child.cmdline()):
+                        return child
+            except psutil.NoSuchProcess:
+                return None
+            time.sleep(_POLL_S)
+        return None
+
+    def _stepping(self, worker: psutil.Process) -> bool:
+        """Wait until the worker has done a step; False if it ended before."""
+        journal = RunDir(self.folder).metrics
+        begun = time.time()
+        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+            if journal.exists() and journal.stat().st_mtime > begun:
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    def _storage(self) -> LocalStorage:
+        return LocalStorage(RunDir(self.folder).checkpoints)
+
+
+def _gone(worker: psutil.Process) -> None:
+    try:
+        worker.wait(timeout=120)
+    except (psutil.NoSuchProcess, ChildProcessError):
+        return
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "runner", *argv]
+
+
+def start(overrides: list[str], folder: pathlib.Path) -> subprocess.Popen[bytes]:
+    return _started(command(*overrides, f"hydra.run.dir='{folder}'"), folder)
+
+
+def resume(folder: pathlib.Path) -> subprocess.Popen[bytes]:
+    return _started(command("resume", str(folder)), folder)
+
+
+def _started(argv: list[str], folder: pathlib.Path) -> subprocess.Popen[bytes]:
+    with open(folder.with_suffix(".txt"), "ab") as output:
+        return subprocess.Popen(argv, stdout=output, stderr=output)
+
+
+def differences(whole: pathlib.Path, soaked: pathlib.Path) -> list[str]:
+    """What differs between two runs that should be equal."""
+    found = []
+    series = [_losses(RunDir(folder)) for folder in (whole, soaked)]
+    if series[0] != series[1]:
+        steps = [step for step, *_ in series[0]]
+        found.append(f"losses differ; {len(steps)} points, and {len(series[1])}")
+    storages = [LocalStorage(RunDir(folder).checkpoints) for folder in (whole, soaked)]
+    last = [f"step-{storage.steps()[0]:08}" for storage in storages]
+    files = [_files(storage, name) for storage, name in zip(storages, last, strict=True)]
+    if files[0] != files[1]:
+        found.append(f"final states differ: {files[0]} and {files[1]}")
+    damaged = [name for name in storages[1].names() if name.startswith("corrupt")]
+    return [*found, *(f"{name} was found damaged" for name in damaged)]
+
+
+def _losses(run_dir: RunDir) -> list[tuple[Any, ...]]:
+    """Every point of the journal that is no time: step, loss, rate, norm, metrics."""
+    points = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+    return [
+        (point["step"], *((k, v) for k, v in point.items() if k.startswith(("train/", "eval/"))))
+        for point in points
+    ]
+
+
+def _files(storage: LocalStorage, name: str) -> dict[str, str]:
+    """SHA-256 of a checkpoint's files."""
+    body = json.loads(storage.read(name, MANIFEST))["body"]
+    return {file: entry["sha256"] for file, entry in body["files"].items()}
+
+
+def main() -> int:
+    """Run both and compare; 0 if they are equal."""
+    parser = argparse.ArgumentParser(prog="soak", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--window", type=float, default=1.0, help="seconds; see Soak.window_s")
+    parser.add_argument("--steps-a-kill", type=int, default=100)
+    parser.add_argument("--folder", default=None, help="where to; default: a temporary folder")
+    parser.add_argument("overrides", nargs="*", help="as for the runner")
+    asked = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory(prefix="runner soak ") as temporary:
+        folder = pathlib.Path(asked.folder or temporary).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        overrides = [*DEFAULTS, f"steps={max(1, asked.kills) * asked.steps_a_kill}"]
+        return soak(folder, [*overrides, *asked.overrides], asked)
+
+
+ROOT = pathlib.Path(__file__).absolute().parents[1]
+DEFAULTS = (
+    "job=mlp",
+    "hardware=cpu",
+    "model.width=32",
+    "model.dropout=0.1",
+    "job.batch_size=32",
+    "checkpoint.every_steps=20",
+    "checkpoint.every_s=null",
+    "checkpoint.keep=3",
+    "retries.failures=1000000",
+    "retries.backoff_s=0",
+)
+
+
+def soak(folder: pathlib.Path, overrides: list[str], asked: argparse.Namespace) -> int:
+    """Both runs, and what differs."""
+    began = time.monotonic()
+    whole, soaked = folder / "whole", folder / "soaked"
+    if start(overrides, whole).wait() != 0:
+        print(f"the undisturbed run failed; see {whole.with_suffix('.txt')}", file=sys.stderr)
+        return 1
+    number = signal.Signals[f"SIG{asked.signal}"]
+    chance = random.Random(asked.seed)
+    fire = Soak(soaked, overrides, asked.kills, number, asked.window, chance)
+    code = fire.run()
+    result = json.loads(RunDir(soaked).result.read_text())
+    for name, count in sorted(fire.counts.items()):
+        print(f"{name}: {count}")
+    print(f"attempts: {len(result['attempts'])}, steps: {result['steps']}, exit code {code}")
+    print(f"lost steps: {sum(attempt['lost_steps'] for attempt in result['attempts'])}")
+    found = differences(whole, soaked) if code == 0 else [f"exit code {code}: {result['reason']}"]
+    found += [f"only {fire._fired()} kills"] if fire._fired() < asked.kills else []
+    print("\n".join(found) or "losses and final state are equal; no checkpoint was damaged")
+    print(f"{time.monotonic() - began:.0f} s")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
