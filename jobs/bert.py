@@ -153,7 +153,7 @@ def masked_logits(model: Any, tokens: Tensor) -> Tensor:
         model: A BertForMaskedLM of transformers.
         tokens: int64 [batch, length], without padding.
     """
-    x = model.bert.embeddings(input_ids=tokens)
+    x = _embedded(model, tokens)
     found: Tensor = model.cls(run_layers(model.bert.encoder.layer, x, call=_call))
     return found
 
@@ -169,9 +169,20 @@ def class_logits(model: Any, batch: Batch) -> Tensor:
     tokens = batch["tokens"]
     places = torch.arange(tokens.shape[1], device=tokens.device)
     present = (places < batch["length"][:, None])[:, None, None]
-    x = model.bert.embeddings(input_ids=tokens)
+    x = _embedded(model, tokens)
     x = run_layers(model.bert.encoder.layer, x, present, call=_call)
     found: Tensor = model.classifier(model.dropout(model.bert.pooler(x)))
+    return found
+
+
+def _embedded(model: Any, tokens: Tensor) -> Tensor:
+    # The numbers that the library keeps in buffers are made anew: as inputs of a graph whose
+    # views are its outputs, they confuse torch_xla's bridge.
+    places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    kinds = torch.zeros_like(tokens)
+    found: Tensor = model.bert.embeddings(
+        input_ids=tokens, position_ids=places, token_type_ids=kinds
+    )
     return found
 
 

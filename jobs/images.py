@@ -14,7 +14,7 @@ import importlib.util
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -133,8 +133,7 @@ def imagefolder(request: DataRequest) -> Dataset:
         SettingError: An option breaks a rule.
     """
     size = _option(request, "image_size")
-    if request.workers < 1:
-        raise SettingError(f"data.workers must be >= 1; got {request.workers}")
+    pool = worker_pool(request)
     if request.root is None:
         raise DataError("data=imagefolder needs a folder: set data.root=/path/to/images")
     root = pathlib.Path(request.root).expanduser()
@@ -143,7 +142,6 @@ def imagefolder(request: DataRequest) -> Dataset:
     if heldout is not None and (other := _class_names(root, heldout)) != classes:
         differing = ", ".join(sorted(set(classes) ^ set(other))[:5])
         raise DataError(f"{root}: train and {heldout} differ in classes, such as {differing}")
-    pool = concurrent.futures.ThreadPoolExecutor(request.workers, thread_name_prefix="images")
     train, test = (
         FolderSource(*_list_images(root / name, classes), size, pool) if name else None
         for name in ("train", heldout)
@@ -170,12 +168,49 @@ class FolderSource:
         Raises:
             DataError: A file is missing, or is not a whole image.
         """
-        # One seed an example, drawn before the threads start: their order cannot matter.
-        count = len(indices)
-        seeds = [None] * count if rng is None else list(rng.integers(2**63, size=count))
-        files = [self.files[index] for index in indices]
-        images = self.pool.map(lambda file, seed: _load(file, seed, self.size), files, seeds)
-        return {"image": np.stack(list(images)), "label": self.labels[indices]}
+        images = load_images(indices, self._open, rng=rng, size=self.size, pool=self.pool)
+        return {"image": images, "label": self.labels[indices]}
+
+    def _open(self, index: int) -> tuple[str, str]:
+        return self.files[index], self.files[index]
+
+
+def worker_pool(request: DataRequest) -> concurrent.futures.Executor:
+    """Threads that decode images: `data.workers` of them.
+
+    Raises:
+        SettingError: There are none.
+    """
+    if request.workers < 1:
+        raise SettingError(f"data.workers must be >= 1; got {request.workers}")
+    return concurrent.futures.ThreadPoolExecutor(request.workers, thread_name_prefix="images")
+
+
+def load_images(
+    indices: Integers,
+    find: Callable[[int], tuple[str, str | io.BytesIO]],
+    *,
+    rng: np.random.Generator | None,
+    size: int,
+    pool: concurrent.futures.Executor,
+) -> Floats:
+    """Images as float32 [len(indices), 3, size, size], normalised as for ImageNet.
+
+    Args:
+        indices: Which ones.
+        find: From an index to a name for messages and what holds the image.
+        rng: Crops, resizes and flips them; None takes their centres.
+        size: Pixels a side.
+        pool: Threads that decode.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    # One seed an example, drawn before the threads start: their order cannot matter.
+    count = len(indices)
+    seeds = [None] * count if rng is None else list(rng.integers(2**63, size=count))
+    images = pool.map(lambda index, seed: _load(*find(index), seed, size), indices, seeds)
+    return np.stack(list(images))
 
 
 def _class_names(root: pathlib.Path, part: str) -> list[str]:
@@ -221,13 +256,13 @@ def _images_below(folder: pathlib.Path) -> list[str]:
     )
 
 
-def _load(file: str, seed: int | None, size: int) -> Floats:
+def _load(name: str, file: str | io.BytesIO, seed: int | None, size: int) -> Floats:
     """One image as float32 [3, size, size]."""
     try:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
     except Exception as error:  # Pillow's readers raise many types on a broken file.
-        raise DataError(f"{file}: cannot be read as an image: {error}") from error
+        raise DataError(f"{name}: cannot be read as an image: {error}") from error
     if seed is None:
         box, mirrored = _centre_box(image.size), False
     else:
