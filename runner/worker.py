@@ -12,12 +12,14 @@ import faulthandler
 import importlib.metadata
 import json
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from runner.config.codec import config_from_json
+from runner.config.hardware import find_hardware
 from runner.config.schema import Config, Mode
 from runner.record.checkpoints import open_storage
 from runner.record.errors import ExitCode, RunnerError
@@ -53,6 +55,7 @@ class Worker:
     storage: Storage
     send: Callable[[Event], None]
     stop: StopFlag
+    folder: pathlib.Path
     step: int = 0
     state_bytes: int = 0
 
@@ -62,6 +65,9 @@ class Worker:
         Raises:
             RunnerError: Anything with a known cause.
         """
+        if self.config.mode is Mode.preflight:
+            self._preflight()
+            return
         # torch is imported here and not above, so that a bad request fails first.
         from runner.backends import registry
         from runner.train.build import build
@@ -122,14 +128,26 @@ class Worker:
 
     def _warn(self, message: str) -> None:
         self.send(Notice("warning", message))
+    def _preflight(self) -> None:
+        from runner.preflight.run import Described, Preflight
+        from runner.train.build import describe, described_batch
+
+        def described(config: Config) -> Described:
+            built = describe(config)
+            batch = described_batch(built, config.job.batch_size)
+            return Described(built.recipe, batch, built.job.tokens_per_example())
+
+        Preflight(described, self.send, self.folder).run(self.config)
 
     def _planned(self, built: Built, backend: Backend) -> Planned:
         from runner.train.build import example_batch
         from runner.train.flops import flops_per_step
 
         config = self.config
-        flops = None
-        if config.hardware.peak_flops_per_s is not None:
+        flops, peak = None, config.hardware.peak_flops_per_s
+        if peak is None and backend.device.type == "xla":
+            peak = find_hardware(config.hardware).peak_flops_per_s
+        if peak is not None:
             # After the device is open: autograd knows no device that comes after its first use.
             flops = flops_per_step(built.recipe, example_batch(built, config))
         return Planned(
@@ -139,6 +157,7 @@ class Worker:
             train_examples=len(built.data.train),
             eval_examples=len(built.data.heldout or ()),
             flops_per_step=flops,
+            peak_flops_per_s=peak,
         )
 
     def _on_record(self, record: GraphRecord) -> None:
@@ -173,6 +192,7 @@ def main(arguments: list[str]) -> int:
         open_storage(request["checkpoints"]),
         writer.send,
         stop,
+        pathlib.Path(request["folder"]),
     )
     ended = _guarded(worker)
     writer.send(ended)

@@ -7,6 +7,7 @@ an outcome with a reason, and what deserves another try gets one.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -18,8 +19,8 @@ from runner.batch.history import check_resumable, earlier_result
 from runner.batch.retries import Budgets, is_deadly
 from runner.batch.stop import StopSignals
 from runner.config.codec import config_to_json
-from runner.config.hardware import find_hardware
-from runner.config.schema import Config
+from runner.config.hardware import Hardware, find_hardware
+from runner.config.schema import Config, Mode
 from runner.observe.console import Console
 from runner.observe.observer import Observer
 from runner.record.checkpoints import location, note_location, open_storage
@@ -144,11 +145,16 @@ class _Run:
             return Attempt(cause, int(ExitCode.BUG), 0, 0.0, Fault.FINAL, first_step=-1)
 
     def _attempt(self) -> Attempt:
-        hardware = find_hardware(self._config.hardware)
+        preflight = self._config.mode is Mode.preflight
+        hardware = Hardware("cpu", 1) if preflight else find_hardware(self._config.hardware)
         if hardware.notice and not self.attempts:
             self._observer.handle(Notice("info", hardware.notice))
         note_location(self._run_dir, self._place)
-        request = {"config": config_to_json(self._config), "checkpoints": self._place}
+        request = {
+            "config": config_to_json(self._config),
+            "checkpoints": self._place,
+            "folder": os.fspath(self._run_dir.path.absolute()),
+        }
         return AttemptRun(
             self._run_dir,
             observer=self._observer,

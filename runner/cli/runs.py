@@ -22,6 +22,7 @@ from runner.config.schema import Config
 from runner.config.validate import shown_yaml
 from runner.record.errors import ExitCode, RunnerError
 from runner.record.outcome import Result, State, state_of
+from runner.record.preflight import PreflightReport, report_from_json
 from runner.record.rundir import RunDir
 
 
@@ -58,6 +59,7 @@ class Row:
     reason: str
     final: dict[str, float]
     seconds: float
+    preflight: PreflightReport | None = None
 
 
 class Runs:
@@ -103,6 +105,7 @@ class Runs:
                 reason=result.reason,
                 final=result.final,
                 seconds=time.monotonic() - started,
+                preflight=report_from_json(result.preflight) if result.preflight else None,
             )
         )
         if code == ExitCode.INTERRUPTED:

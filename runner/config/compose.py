@@ -15,6 +15,7 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -26,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from runner.config import trust
+from runner.config.chips import ALIASES, SLICES
 from runner.config.hydra_words import explained, several_values, unreadable
 from runner.config.mistakes import Mistake, listed, nearest_name
 from runner.config.reference import Reference, all_keys, reference_of
@@ -54,6 +56,7 @@ class Composer:
     ) -> None:
         version.setbase(VERSION_BASE)
         setup_globals()
+        _store_slices()
         search_path = create_config_search_path(str(conf))
         if extra is not None:
             schema = SearchPathQuery(provider="schema")
@@ -191,6 +194,14 @@ class Composer:
             return False
         inside = key.removeprefix(package).removeprefix(".")
         return OmegaConf.select(loaded.config, inside, throw_on_missing=False) is not None
+
+
+def _store_slices() -> None:
+    """Makes every slice an option of `hardware=`, as if each had a file."""
+    store = ConfigStore.instance()
+    for option, name in (*((name, name) for name in SLICES), *ALIASES.items()):
+        node = {"name": name, "devices": None, "peak_flops_per_s": None}
+        store.store(group="hardware", name=option, node=node)
 
 
 def _task(whole: DictConfig) -> DictConfig:

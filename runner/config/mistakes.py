@@ -45,5 +45,14 @@ def nearest_name(word: str, names: Iterable[str]) -> str | None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as they are shown in a message."""
-    return ", ".join(names)
+    """Names as they are shown in a message; a row of numbered ones as `v5e-1/4/8`."""
+    rows: dict[str, list[str]] = {}
+    for name in names:
+        stem, dash, number = name.rpartition("-")
+        row = f"{stem}-" if dash and number.isdigit() else name
+        rows.setdefault(row, []).append(number)
+    return ", ".join(_shown_row(row, numbers) for row, numbers in rows.items())
+
+
+def _shown_row(row: str, numbers: list[str]) -> str:
+    return row + "/".join(sorted(numbers, key=int)) if row.endswith("-") else row

@@ -5,10 +5,13 @@ The optimizers are those of torch.optim 2.9; a test compares this table with the
 
 from __future__ import annotations
 
+from runner.config.chips import SLICES
+
 BACKENDS = ("openxla_step", "openxla", "openxla_eval", "lazy", "eager")
 TRAINING_BACKENDS = ("openxla_step", "openxla", "lazy", "eager")
 SCHEDULES = ("constant", "linear", "cosine")
-HARDWARE = ("auto", "cpu", "tpu")
+FINDABLE = ("batch_size",)
+HARDWARE = ("auto", "cpu", "tpu", *SLICES)
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "ASGD": ("lambd", "alpha", "t0", "weight_decay", "foreach", "maximize"),

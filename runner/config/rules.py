@@ -18,7 +18,8 @@ def check_rules(config: Config) -> None:
     Raises:
         Mistake: The first rule that is broken.
     """
-    for rule in (_run, _batch, _backend, _optimizer, _schedule, _hardware, _checkpoint, _faults):
+    rules = (_run, _batch, _backend, _optimizer, _schedule, _hardware, _checkpoint, _faults)
+    for rule in (*rules, _preflight):
         rule(config)
 
 
@@ -58,11 +59,11 @@ def _backend(config: Config) -> None:
             f"no backward pass; got {name!r} with mode=train. Use mode=evaluate, or another "
             "backend",
         )
-    if name == "eager" and config.hardware.name == "tpu":
+    if name == "eager" and config.hardware.name not in ("auto", "cpu"):
         raise Mistake(
             "hardware.name",
             "hardware.name must be auto or cpu with backend=eager: eager runs on the host; "
-            "got 'tpu'",
+            f"got {config.hardware.name!r}",
         )
     _steps_per_call(config)
 
@@ -148,7 +149,8 @@ def _schedule(config: Config) -> None:
 
 def _hardware(config: Config) -> None:
     hardware = config.hardware
-    _one_of("hardware.name", hardware.name, names.HARDWARE)
+    if config.mode is not Mode.preflight:
+        _one_of("hardware.name", hardware.name, names.HARDWARE)
     if hardware.devices is not None:
         _at_least("hardware.devices", hardware.devices, 1)
     if hardware.peak_flops_per_s is not None:
@@ -212,6 +214,26 @@ def _multiple(key: str, value: int, *, of: int) -> None:
             f"{key} must be a multiple of backend.steps_per_call: between the updates of one call "
             f"there is no state to save; got {value} and {of}; the nearest are "
             f"{nearest_multiples(value, of)}",
+        )
+
+
+def _preflight(config: Config) -> None:
+    asked, find = config.preflight, config.preflight.find
+    if find is not None:
+        _one_of("preflight.find", find, names.FINDABLE)
+    if config.mode is not Mode.preflight:
+        return
+    if config.backend.name != "openxla_step":
+        raise Mistake(
+            "backend.name",
+            "backend.name must be openxla_step with mode=preflight: its step is the program that "
+            f"the TPU compiler is asked about; got {config.backend.name!r}",
+        )
+    if asked.find and asked.suggest:
+        raise Mistake(
+            "preflight.suggest",
+            f"preflight.suggest must be false with preflight.find={find}: a batch that fits is "
+            "what is searched for; got true",
         )
 
 

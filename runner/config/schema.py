@@ -17,6 +17,7 @@ class Mode(str, enum.Enum):
 
     train = "train"
     evaluate = "evaluate"
+    preflight = "preflight"
 
 
 class Precision(str, enum.Enum):
@@ -115,9 +116,12 @@ class HardwareConfig:
     """What the job runs on.
 
     Attributes:
-        name: "auto" (TPU chips if there are any, else the CPU), "cpu" or "tpu".
-        devices: Devices to use; null means one on the CPU and all chips on a TPU.
-        peak_flops_per_s: Peak FLOP/s of one device for `util/mfu`; null where it is unknown.
+        name: "auto" (TPU chips if there are any, else the CPU), "cpu", "tpu" (the chips that are
+            here) or a slice in `runner.config.chips`, such as "v5e-8".
+        devices: Devices to use, of each host; null means one on the CPU and all chips on a TPU
+            (one with parallel=single).
+        peak_flops_per_s: Peak FLOP/s of one device for `util/mfu`, in place of what
+            `runner.config.chips` says of it.
     """
 
     name: str = "auto"
@@ -186,11 +190,29 @@ class TimeoutsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreflightConfig:
+    """What `mode=preflight` does besides its verdict.
+
+    Attributes:
+        suggest: Whether to compile what may help a job that does not fit.
+        find: "batch_size" to search for the largest that fits, or null.
+        dump: Whether to leave StableHLO, optimized HLO and the memory report in the run folder.
+        cache: Whether a verdict that was reached before is taken as it is.
+    """
+
+    suggest: bool = False
+    find: str | None = None
+    dump: bool = False
+    cache: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run.
 
     Attributes:
-        mode: "train", or "evaluate" to pass once over the held-out data.
+        mode: "train", "evaluate" to pass once over the held-out data, or "preflight" to hear
+            what the TPU compiler says of the training step, without a TPU.
         steps: Optimizer updates.
         seed: Fixes initial weights, data order, augmentation and dropout.
         precision: "float32" or "bf16" (autocast).
@@ -212,6 +234,7 @@ class Config:
     optim: OptimConfig
     schedule: ScheduleConfig
     hardware: HardwareConfig
+    preflight: PreflightConfig = dataclasses.field(default_factory=PreflightConfig)
     mode: Mode = Mode.train
     steps: int = 100
     seed: int = 0

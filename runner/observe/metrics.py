@@ -20,10 +20,12 @@ from runner.record.events import (
     Event,
     Phase,
     Planned,
+    Preflighted,
     Started,
     Steps,
 )
 from runner.record.outcome import Goodput, Result, Throughput
+from runner.record.preflight import PreflightReport, report_from_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,6 @@ class Tally:
     """Follows a run through all its attempts.
 
     Args:
-        peak_flops_per_s: Peak FLOP/s of one device, or None where it is unknown.
         earlier: Figures of the run so far, if another process began it. Its step times are
             not known one by one: medians are those of this process's steps.
         clock: Monotonic seconds.
@@ -54,7 +55,6 @@ class Tally:
 
     def __init__(
         self,
-        peak_flops_per_s: float | None = None,
         *,
         earlier: Result | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -63,12 +63,12 @@ class Tally:
         self.compiles = Compiles()
         self.steps = 0
         self._times = StepTimes()
-        self._peak = peak_flops_per_s
         self._clock, self._now = clock, now
         self._began = self._last_event = clock()
         self._attempts = 0
         self._devices = 1
         self._flops_per_step: float | None = None
+        self._peak: float | None = None
         self._examples_per_step = self._tokens_per_step = 0
         self._first_step_s: float | None = None
         self._shown_compiles = 0
@@ -80,6 +80,7 @@ class Tally:
         self._step_s = 0.0
         if earlier is not None:
             self._go_on_from(earlier)
+        self._preflight: PreflightReport | None = None
 
     def take(self, event: Event) -> Point | None:
         """Count an event in; returns its scalars if it has any."""
@@ -88,6 +89,7 @@ class Tally:
             self._start(event)
         elif isinstance(event, Planned):
             self._flops_per_step = event.flops_per_step
+            self._peak = event.peak_flops_per_s
         elif isinstance(event, Phase):
             self._compile_s_before_eval = self.compiles.total_s
         elif isinstance(event, Compiled):
@@ -98,6 +100,9 @@ class Tally:
             values = self._take_evaluation(event)
         elif isinstance(event, CheckpointSaved):
             self._checkpoint_s += event.seconds
+        elif isinstance(event, Preflighted):
+            self._preflight = report_from_json(event.report)
+            values = self._preflight.figures()
         elif isinstance(event, Ended):
             self.steps = max(self.steps, event.step)
         self._last_event = self._clock()
@@ -105,6 +110,7 @@ class Tally:
 
     def fill(self, outcome: Result) -> Result:
         """`outcome` with every figure that comes from events."""
+        preflight = self._preflight
         return dataclasses.replace(
             outcome,
             steps=self.steps,
@@ -113,7 +119,8 @@ class Tally:
             throughput=self._throughput(),
             mfu=self._mfu(self._times.time_s / len(self._times)) if self._times else None,
             goodput=self._goodput(),
-            final={**self._train[1], **self._eval[1]},
+            final={**self._train[1], **self._eval[1], **(preflight.figures() if preflight else {})},
+            preflight=preflight.to_json() if preflight else None,
         )
 
     def _go_on_from(self, earlier: Result) -> None:

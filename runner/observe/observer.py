@@ -19,9 +19,11 @@ from runner.observe.console import Console
 from runner.observe.hparams import hparams_of
 from runner.observe.journal import Journal
 from runner.observe.metrics import Point, Tally
+from runner.observe.preflight import preflight_text
 from runner.observe.tensorboard import TensorBoardWriter
-from runner.record.events import Ended, Evaluated, Event, Started, Steps
+from runner.record.events import Ended, Evaluated, Event, Preflighted, Started, Steps
 from runner.record.outcome import Result, State
+from runner.record.preflight import report_from_json
 from runner.record.rundir import RunDir
 
 #: Up to here the table of graphs is written anew with every compile, then when it doubles.
@@ -52,7 +54,7 @@ class Observer:
         self._run_dir = run_dir
         self._console = console
         self._logdir = logdir or run_dir.path
-        self._tally = Tally(config.hardware.peak_flops_per_s, earlier=earlier)
+        self._tally = Tally(earlier=earlier)
         self._journal = Journal(run_dir.metrics)
         self._board = TensorBoardWriter(run_dir.tensorboard, hparams=hparams_of(config))
         self._said: set[str] = set()
@@ -72,6 +74,8 @@ class Observer:
             self._write_graphs(final=isinstance(event, Ended))
         if isinstance(event, Evaluated) and point is not None:
             self._compare_by([tag for tag in point.values if tag.startswith("eval/")])
+        if isinstance(event, Preflighted) and point is not None:
+            self._write_verdict(event, list(point.values))
         self._console.handle(event, point)
 
     def echo(self, line: str) -> None:
@@ -133,6 +137,12 @@ class Observer:
         with self._survive("TensorBoard"):
             markdown = tables.graphs_table(graphs)
             self._board.text("compile/graphs", markdown=markdown, step=self._tally.steps)
+
+    def _write_verdict(self, event: Preflighted, tags: list[str]) -> None:
+        with self._survive("TensorBoard"):
+            self._board.compare_by(tags)
+            text = preflight_text(report_from_json(event.report))
+            self._board.text("preflight", markdown=tables.text_block(text))
 
     def _compare_by(self, eval_tags: list[str]) -> None:
         with self._survive("TensorBoard"):

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runner.observe.preflight import print_preflight
 from runner.observe.progress import duration
 from runner.record.outcome import Attempt, CompileFigures, Result, State
+from runner.record.preflight import report_from_json
 
 
 def print_summary(console: Console, *, result: Result, logdir: pathlib.Path) -> None:
@@ -23,6 +25,9 @@ def print_summary(console: Console, *, result: Result, logdir: pathlib.Path) -> 
         result: The run's figures.
         logdir: The folder for `tensorboard --logdir`: the run's, or that of its sweep.
     """
+    if result.preflight is not None:
+        print_preflight(console, report_from_json(result.preflight))
+        return
     table = Table(show_header=False, title=Text(f"{result.job} ({result.backend})"))
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")

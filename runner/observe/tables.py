@@ -11,6 +11,11 @@ def config_block(yaml: str) -> str:
     return f"```yaml\n{yaml.rstrip()}\n```"
 
 
+def text_block(text: str) -> str:
+    """Plain text in a code block."""
+    return f"```text\n{text.rstrip()}\n```"
+
+
 def environment_table(facts: Mapping[str, Any]) -> str:
     """What a run ran on; facts within facts get dotted names."""
     return _table(("what", "value"), _flatten(facts, ""))

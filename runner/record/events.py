@@ -61,7 +61,12 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What the job turned out to be, once built."""
+    """What the job turned out to be, once built.
+
+    Attributes:
+        flops_per_step: Of forward and backward, over all devices; None where nobody counted.
+        peak_flops_per_s: Of one device; None where it is unknown.
+    """
 
     kind: ClassVar[str] = "planned"
     steps: int
@@ -70,6 +75,7 @@ class Planned:
     train_examples: int
     eval_examples: int
     flops_per_step: float | None
+    peak_flops_per_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +175,14 @@ class Alive:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preflighted:
+    """The verdict of a preflight: a `PreflightReport` as JSON values."""
+
+    kind: ClassVar[str] = "preflighted"
+    report: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Notice:
     """Something that the user should read: `level` is "info" or "warning"."""
 
@@ -197,6 +211,7 @@ Event: TypeAlias = (
     | Evaluated
     | CheckpointSaved
     | Alive
+    | Preflighted
     | Notice
     | Ended
 )
@@ -212,6 +227,7 @@ _KINDS: dict[str, type[Any]] = {
         Evaluated,
         CheckpointSaved,
         Alive,
+        Preflighted,
         Notice,
         Ended,
     )

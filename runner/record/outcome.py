@@ -132,6 +132,7 @@ class Result:
     mfu: float | None = None
     goodput: Goodput = dataclasses.field(default_factory=Goodput)
     final: dict[str, float] = dataclasses.field(default_factory=dict)
+    preflight: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""

@@ -18,6 +18,7 @@ from jobs.base import DataRequest, Dataset, Job
 from runner.backends.base import Recipe
 from runner.config.schema import Config, Precision
 from runner.record.errors import ConfigError, DataError
+from runner.train.flops import on_meta
 from runner.train.input import read
 
 
@@ -38,18 +39,41 @@ def build(config: Config) -> Built:
         DataError: The data is missing or broken.
     """
     with user_errors():
-        data = resolve(config.data.entry)(
-            DataRequest(
-                root=config.data.root,
-                options=config.data.options,
-                workers=config.data.workers,
-                seed=config.seed,
-            )
-        )
-        job = resolve(config.job.entry)(config.model, data.facts)
+        job, data = _job_and_data(config)
         torch.manual_seed(config.seed)
         model = job.build()
     return Built(job=job, data=data, recipe=_recipe(config, job=job, model=model))
+
+
+def describe(config: Config) -> Built:
+    """The same, but the model's tensors have names, shapes and types only: no data, no memory.
+
+    A model whose making depends on the values of tensors is made for real and then described.
+
+    Raises:
+        ConfigError: As `build`.
+        DataError: As `build`.
+    """
+    with user_errors():
+        job, data = _job_and_data(config)
+        try:
+            with torch.device("meta"):
+                model = job.build()
+        except (NotImplementedError, RuntimeError):
+            model = on_meta(job.build())
+    return Built(job=job, data=data, recipe=_recipe(config, job=job, model=model))
+
+
+def _job_and_data(config: Config) -> tuple[Job, Dataset]:
+    data = resolve(config.data.entry)(
+        DataRequest(
+            root=config.data.root,
+            options=config.data.options,
+            workers=config.data.workers,
+            seed=config.seed,
+        )
+    )
+    return resolve(config.job.entry)(config.model, data.facts), data
 
 
 def _recipe(config: Config, *, job: Job, model: nn.Module) -> Recipe:
@@ -84,6 +108,19 @@ def example_batch(built: Built, config: Config) -> dict[str, Tensor]:
     """
     first = np.zeros(config.job.batch_size, dtype=np.int64)
     return read(built.data.train, first, rng=np.random.default_rng(0))
+
+
+def described_batch(built: Built, size: int) -> dict[str, Tensor]:
+    """A batch of the training data without data: one example is read for its shape.
+
+    Raises:
+        DataError: The first example cannot be read.
+    """
+    one = read(built.data.train, np.zeros(1, dtype=np.int64), rng=np.random.default_rng(0))
+    return {
+        name: torch.empty((size, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
+        for name, tensor in one.items()
+    }
 
 
 def resolve(entry: str) -> Any:

@@ -85,7 +85,7 @@ class Program:
         with _clean_trace(inputs), _donated(inputs, donate):
             started = time.monotonic()
             outputs = _trace_outputs(graph, inputs, seeds)
-            plan = _OutputPlan(outputs, inputs)
+            plan = OutputPlan(outputs, inputs)
             _release_unchanged(inputs, plan.unchanged)
             ids, values = binding._get_tensors_xla_device_data_node(plan.results)
             ir_s = time.monotonic() - started
@@ -116,7 +116,7 @@ class Program:
         return list(self._take_outputs(results))
 
 
-class _OutputPlan:
+class OutputPlan:
     """Which of a graph's outputs the program computes, and where the others come from."""
 
     def __init__(self, outputs: Sequence[torch.Tensor | None], inputs: Flat) -> None:

@@ -71,7 +71,7 @@ BROKEN = [
         "must divide eval_every: .*the nearest eval_every are 10",
     ),
     (["backend.name=eager", "hardware.name=tpu"], "hardware.name must be auto or cpu"),
-    (["hardware.name=gpu"], "hardware.name must be one of auto, cpu, tpu; got 'gpu'"),
+    (["hardware.name=gpu"], "hardware.name must be one of auto, cpu, tpu, v4-8.*got 'gpu'"),
     (["hardware.devices=0"], "hardware.devices must be >= 1"),
     (["hardware.peak_flops_per_s=-1"], "hardware.peak_flops_per_s must be"),
     (["job.name=../x"], "job.name must be 1 to 100"),

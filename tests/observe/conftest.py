@@ -72,7 +72,7 @@ def recorded_run() -> list[Event]:
     return [
         started(),
         Phase("building"),
-        Planned(STEPS, 1000, 8000, 512, 100, flops_per_step=1e9),
+        Planned(STEPS, 1000, 8000, 512, 100, flops_per_step=1e9, peak_flops_per_s=1e12),
         Phase("training"),
         Phase("compiling", "forward"),
         graph("forward"),
@@ -113,14 +113,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 def config() -> Config:
-    """A run's configuration with a peak for `util/mfu`."""
+    """A run's configuration."""
     return Config(
         job=JobConfig("toy", "jobs.toy:Toy", batch_size=32),
         data=DataConfig("digits", "jobs.images:digits", options={"flip": True}),
         backend=BackendConfig("openxla"),
         optim=OptimConfig("SGD", 0.1, {"momentum": 0.9}),
         schedule=ScheduleConfig(),
-        hardware=HardwareConfig(peak_flops_per_s=1e12),
+        hardware=HardwareConfig(),
         steps=STEPS,
     )
 

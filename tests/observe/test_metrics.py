@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from runner.observe.metrics import Tally
-from runner.record.events import Ended, Evaluated, Event, GraphRecord, Phase, StepRecord, Steps
+from runner.record.events import (
+    Ended,
+    Evaluated,
+    Event,
+    GraphRecord,
+    Phase,
+    Planned,
+    StepRecord,
+    Steps,
+)
 from runner.record.outcome import Result
 from tests.observe.conftest import Clock, graph, recorded_run, started, steps_event
 
@@ -53,9 +62,10 @@ def test_goodput_counts_no_second_twice() -> None:
 
 
 def test_mfu_is_the_share_of_all_devices_peak_and_unknown_without_a_peak() -> None:
-    tally, blind = Tally(1e12), Tally()
-    for one in (tally, blind):
-        take_all(one, recorded_run())
+    tally, blind = Tally(), Tally()
+    take_all(tally, recorded_run())
+    unknown = Planned(6, 1000, 8000, 512, 100, flops_per_step=1e9, peak_flops_per_s=None)
+    take_all(blind, [unknown if isinstance(e, Planned) else e for e in recorded_run()])
     assert tally.fill(Result("toy", "openxla")).mfu == pytest.approx(1e9 / (0.014 * 1e12))
     assert blind.fill(Result("toy", "openxla")).mfu is None
 

@@ -23,7 +23,7 @@ _TRACED = {"capturable": True, "differentiable": False, "foreach": False, "fused
 
 
 @contextlib.contextmanager
-def _traceable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def traceable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Lets an optimizer run on traced tensors.
 
     An optimizer with a `capturable` option has branches for tracing, and with torch's compiling
@@ -105,7 +105,7 @@ class FunctionalOptimizer:
             group_options["lr"] = rate
         stand_ins = dict(zip(self.parameters, values, strict=True))
         loan = lent(self.optimizer, stand_ins, lent_state, options=options)
-        with loan, _traceable(self.optimizer):
+        with loan, traceable(self.optimizer):
             self.optimizer.step()
         updated = [lent_state[values[slot.parameter]][slot.key] for slot in self.slots]
         return values, updated
@@ -143,7 +143,7 @@ class FunctionalOptimizer:
         for group_options in options:
             group_options["lr"] = rate
         loan = lent(self.optimizer, {parameter: value}, only, options=options)
-        with loan, _traceable(self.optimizer):
+        with loan, traceable(self.optimizer):
             self.optimizer.step()
         return [value, *(state[key] for key in keys)]
 

@@ -30,7 +30,7 @@ from runner.record.errors import BackendError
 Outputs = Sequence["torch.Tensor | None"]
 StepFn = Callable[..., Outputs]
 
-_NOT_THE_USERS = (torch.__path__[0], str(pathlib.Path(__file__).parents[1]), "<")
+_NOT_THE_USERS = (torch.__path__[0], str(pathlib.Path(__file__).parents[2]), "<")
 _DATA_DEPENDENT = (
     DataDependentOutputException,
     DynamicOutputShapeException,

@@ -1,0 +1,150 @@
+"""Tensors without data, and the HLO of a graph over them: no parameter is allocated.
+
+Source: `create_placeholder_tensor` and `LoweringContext` (torch_xla 2.9.0).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch_xla.core import xla_builder
+
+from runner.xla.binding import binding
+from runner.xla.program import OutputPlan, numbers_as_constants
+
+Graph = Callable[..., Sequence["Tensor | None"]]
+_SEED_MARK = 1
+
+
+class LoweringError(Exception):
+    """XLA has no such operation, or not with such arguments.
+
+    Args:
+        node: What was to be lowered.
+        reason: torch_xla's own words.
+    """
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        super().__init__(f"{node.target}: {reason}")
+        self.node = node
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A graph as HLO.
+
+    Attributes:
+        hlo: A serialized `HloModuleProto`. The name of an operation begins with the number
+            that `node_number` gives to the FX node that it was made of.
+        arguments: For each input its argument number, or None if the graph does not read it.
+        results: For each output its result number; None for one that is an input unchanged.
+    """
+
+    hlo: bytes
+    arguments: list[int | None]
+    results: list[int | None]
+
+
+def lower(graph: Graph, inputs: Sequence[Tensor]) -> Lowered:
+    """Lowers a functional graph to HLO.
+
+    Args:
+        graph: Called with XLA tensors and, for random operations, `use_seed`, as by
+            `runner.xla.program.Program`.
+        inputs: Tensors whose shapes and types are taken.
+
+    Raises:
+        LoweringError: An operation cannot be lowered.
+    """
+    places = [_placeholder(tensor) for tensor in inputs]
+    with _nothing_runs(), _named_operations(), numbers_as_constants(), torch.no_grad():
+        outputs = list(graph(*places, use_seed=_use_seed))
+        plan = OutputPlan(outputs, places)
+        context = binding.lowering.LoweringContext("step")
+        context.build(plan.results)
+    numbers = [context.tensor_parameter_id(place) for place in places]
+    return Lowered(
+        hlo=context.hlo(),
+        arguments=[None if number < 0 else number for number in numbers],
+        results=[index if kind == "result" else None for kind, index in plan.sources],
+    )
+
+
+@contextlib.contextmanager
+def _nothing_runs() -> Iterator[None]:
+    """Makes an operation without a lowering an error; it would run on the host, on no data."""
+    before = binding._get_allow_execution()
+    binding._set_allow_execution(False)
+    try:
+        yield
+    finally:
+        binding._set_allow_execution(before)
+
+
+@contextlib.contextmanager
+def _named_operations() -> Iterator[None]:
+    before = binding._get_ir_debug()
+    binding._set_ir_debug(True)
+    try:
+        yield
+    finally:
+        binding._set_ir_debug(before)
+
+
+def _placeholder(tensor: Tensor) -> Tensor:
+    made: Any = xla_builder.create_placeholder_tensor
+    place: Tensor = made(tensor.shape, tensor.dtype)
+    return place
+
+
+def _use_seed(_: int) -> None:
+    binding._xla_set_rng_seed(_SEED_MARK)
+
+
+class NumberedNodes(fx.Interpreter):
+    """Runs a graph so that each operation of its HLO bears the number of its node.
+
+    Args:
+        graph: The graph.
+
+    Attributes:
+        nodes: The nodes by number.
+    """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=True)
+        self.nodes = list(graph.graph.nodes)
+        self._number = {node: number for number, node in enumerate(self.nodes)}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """See `fx.Interpreter`."""
+        if isinstance(n.target, torch._ops.OpOverload) and not _has_lowering(n.target):
+            raise LoweringError(n, "there is no lowering")
+        scope = binding.profiler.scope_pusher(f"node{self._number[n]}")
+        try:
+            return super().run_node(n)
+        except RuntimeError as error:
+            raise LoweringError(n, str(error).splitlines()[0]) from error
+        finally:
+            del scope
+
+
+_KERNELS = (
+    "XLA",
+    "CompositeExplicitAutograd",
+    "CompositeExplicitAutogradNonFunctional",
+    "CompositeImplicitAutograd",
+)
+
+
+def _has_lowering(op: torch._ops.OpOverload[..., Any]) -> bool:
+    """Whether an operation is XLA's or made of others; else the host would run it."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    name = f"{op._schema.name}.{op._overloadname}".removesuffix(".default")
+    return any(has_kernel(name, key) for key in _KERNELS)

@@ -1,0 +1,149 @@
+"""What a step costs, against torch's own counter and against hand-made programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from runner.preflight import costs
+from runner.preflight.costs import Place
+from runner.preflight.hlo import Module
+from tests.preflight.problems import module, recipe, traced
+
+
+class Attention(nn.Module):
+    """One head of attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        weights: Tensor = torch.softmax(query @ key.transpose(1, 2), dim=-1)
+        return weights @ value
+
+
+def pointwise_and(layer: nn.Module) -> nn.Module:
+    """The layer behind another, so that its input has a gradient."""
+    return nn.Sequential(nn.Conv2d(8, 8, 1), layer)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(48, 64), nn.Linear(64, 16)), (32, 48)),
+    "conv": (lambda: pointwise_and(nn.Conv2d(8, 16, 3, padding=1)), (4, 8, 20, 20)),
+    "strided conv": (lambda: pointwise_and(nn.Conv2d(8, 16, 3, 2, 1)), (4, 8, 32, 32)),
+    "large stride": (lambda: pointwise_and(nn.Conv2d(8, 16, 16, 16)), (4, 8, 64, 64)),
+    "dilated conv": (lambda: pointwise_and(nn.Conv2d(8, 16, 3, dilation=2)), (4, 8, 24, 24)),
+    "transposed": (lambda: pointwise_and(nn.ConvTranspose2d(8, 16, 4, 2, 1)), (4, 8, 16, 16)),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(8, 8, 1), nn.Conv1d(8, 4, 5)), (4, 8, 50)),
+    "attention": (lambda: Attention(32), (2, 24, 32)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flops_agree_with_torchs_counter(name: str) -> None:
+    build, shape = MODELS[name]
+    work = recipe(build)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work.loss(work.model, {"x": torch.empty(shape, device="meta")}).backward()
+    counted = costs.flops(module(traced(build, *shape)), costs.place_of)
+    assert sum(counted.values()) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("groups", [4, 8])
+def test_a_grouped_convolution_costs_its_groups_in_each_of_its_three_products(groups: int) -> None:
+    """Torch's counter takes the gradient of a grouped weight for a dense one."""
+    step = traced(lambda: pointwise_and(nn.Conv2d(8, 16, 3, groups=groups)), 4, 8, 20, 20)
+    counted = costs.flops(module(step), costs.place_of)
+    pointwise = 2 * 4 * 20 * 20 * 8 * 8
+    grouped = 2 * 4 * 18 * 18 * 16 * (8 // groups) * 9
+    assert sum(counted.values()) == 2 * pointwise + 3 * grouped
+
+
+PARALLEL = """\
+HloModule step, entry_computation_layout={()->f32[]}
+
+%sum (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %add = f32[] add(%x, %y)
+}
+
+%fused (p: f32[1024,8]) -> f32[128,8] {
+  %p = f32[1024,8]{1,0} parameter(0)
+  ROOT %scatter = f32[128,8]{1,0} reduce-scatter(%p), channel_id=3, \
+replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%sum
+}
+
+ENTRY %main (a: f32[128,8], b: f32[1024,8]) -> f32[128,8] {
+  %a = f32[128,8]{1,0} parameter(0)
+  %b = f32[1024,8]{1,0} parameter(1)
+  %gather.1 = (f32[128,8]{1,0}, f32[1024,8]{1,0}) all-gather-start(%a), channel_id=1, \
+replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="forward/fc/all_gather"}
+  %gather.2 = f32[1024,8]{1,0} all-gather-done(%gather.1)
+  %reduce = f32[1024,8]{1,0} all-reduce(%b), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, \
+to_apply=%sum
+  ROOT %out = f32[128,8]{1,0} fusion(%b), kind=kCustom, calls=%fused
+}
+"""
+
+
+def test_collectives_are_found_in_every_form_and_sized_by_the_whole_array() -> None:
+    found = {one.kind: one for one in costs.collectives(Module(PARALLEL))}
+    whole = 1024 * 8 * 4
+    assert {kind: (one.bytes, one.group) for kind, one in found.items()} == {
+        "all-gather": (whole, 8),
+        "all-reduce": (whole, 4),
+        "reduce-scatter": (whole, 8),
+    }
+    assert found["all-gather"].place == Place("forward", "fc")
+    assert found["all-reduce"].wire_bytes == pytest.approx(2 * whole * 3 / 4)
+    assert found["reduce-scatter"].wire_bytes == pytest.approx(whole * 7 / 8)
+
+
+TRAFFIC = """\
+HloModule step, entry_computation_layout={()->f32[]}
+
+%slice (p: f32[12,1000], i: s32[]) -> f32[1,1000] {
+  %p = f32[12,1000]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,1000]{1,0} dynamic-slice(%p, %i, %zero), dynamic_slice_sizes={1,1000}
+}
+
+%update (q: f32[12,1000], r: f32[1,1000], j: s32[]) -> f32[12,1000] {
+  %q = f32[12,1000]{1,0} parameter(0)
+  %r = f32[1,1000]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %none = s32[] constant(0)
+  ROOT %new = f32[12,1000]{1,0} dynamic-update-slice(%q, %r, %j, %none)
+}
+
+ENTRY %main (a: f32[12,1000], k: s32[]) -> f32[12,1000] {
+  %a = f32[12,1000]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  %one = f32[1,1000]{1,0} fusion(%a, %k), kind=kLoop, calls=%slice
+  %near = f32[1,1000]{1,0:T(1,128)S(1)} negate(%one)
+  ROOT %all = f32[12,1000]{1,0} fusion(%a, %near, %k), kind=kLoop, calls=%update
+}
+"""
+
+
+def test_traffic_counts_slices_as_slices_and_nothing_that_stays_on_the_chip() -> None:
+    row, index = 1000 * 4, 4
+    sliced = row + index + row
+    negated = row
+    updated = index + row
+    assert costs.memory_bytes(Module(TRAFFIC)) == sliced + negated + updated
+
+
+def test_a_place_is_read_from_an_operations_name() -> None:
+    assert costs.place_of("forward/layers.0.fc/addmm") == Place("forward", "layers.0.fc")
+    assert costs.place_of("optimizer/add") == Place("optimizer", "")
+    assert costs.place_of("") == Place("", "")
