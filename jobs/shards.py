@@ -8,6 +8,7 @@ its `rng` alone, as with a folder of images, and a resumed run goes on with the 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import json
@@ -154,7 +155,8 @@ def _keep(path: pathlib.Path, state: str, columns: Integers) -> None:
             np.savez(file, state=np.array(state), columns=columns)
         os.replace(temporary, path)
     except OSError:  # a folder that is read-only is read anew by every run
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _samples(file: pathlib.Path) -> Iterator[tuple[int, int, int]]:
@@ -171,7 +173,6 @@ def _samples(file: pathlib.Path) -> Iterator[tuple[int, int, int]]:
                     images[name] = member.offset_data, member.size
                 elif suffix == LABEL_SUFFIX:
                     labels[name] = _label(shard, member, file)
-                shard.members = []  # or the memory of a large shard's headers is kept
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{file}: cannot be read as a tar: {error}") from error
     for name, (offset, size) in images.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from runner.config import names
+from runner.config.chips import SLICES
 from runner.config.mistakes import Mistake, did_you_mean, listed
 from runner.config.schema import Config, Mode
 from runner.config.typed import check_like
@@ -149,8 +150,7 @@ def _schedule(config: Config) -> None:
 
 def _hardware(config: Config) -> None:
     hardware = config.hardware
-    if config.mode is not Mode.preflight:
-        _one_of("hardware.name", hardware.name, names.HARDWARE)
+    _one_of("hardware.name", hardware.name, names.HARDWARE)
     if hardware.devices is not None:
         _at_least("hardware.devices", hardware.devices, 1)
     if hardware.peak_flops_per_s is not None:
@@ -228,6 +228,19 @@ def _preflight(config: Config) -> None:
             "backend.name",
             "backend.name must be openxla_step with mode=preflight: its step is the program that "
             f"the TPU compiler is asked about; got {config.backend.name!r}",
+        )
+    hardware = config.hardware
+    if hardware.name not in SLICES:
+        raise Mistake(
+            "hardware.name",
+            "hardware.name must be a TPU slice with mode=preflight, such as v5e-8 or v6e-64: the "
+            f"compiler is asked about that one; got {hardware.name!r}",
+        )
+    if hardware.devices not in (None, 1, SLICES[hardware.name].chips):
+        raise Mistake(
+            "hardware.devices",
+            "hardware.devices must be null, for all chips of the slice, or 1 with "
+            f"mode=preflight; got {hardware.devices}",
         )
     if asked.find and asked.suggest:
         raise Mistake(

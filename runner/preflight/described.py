@@ -47,7 +47,7 @@ def described_optimizer(
             with traceable(optimizer):
                 return step(*arguments)
 
-        optimizer.step = described_step  # type: ignore[method-assign]
+        setattr(optimizer, "step", described_step)  # noqa: B010 - mypy knows step's overloads
         return optimizer
 
     return made

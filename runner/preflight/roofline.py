@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from runner.preflight.chips import Chip
+from runner.config.chips import Chip
 from runner.record.preflight import Roof
 
 #: What neither the roofs nor the compiler's estimate know of.

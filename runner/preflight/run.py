@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -10,10 +11,10 @@ from typing import Protocol
 from torch import Tensor
 
 from runner.backends.base import Recipe
+from runner.config.chips import SLICES
 from runner.config.schema import Config
 from runner.preflight import verdict
 from runner.preflight.cache import Question, VerdictCache, cache_folder
-from runner.preflight.chips import find_slice
 from runner.preflight.hlo import Module
 from runner.preflight.layout import Layout, layout
 from runner.preflight.origins import origin_of
@@ -25,6 +26,7 @@ from runner.preflight.tpu_compiler import (
     TpuCompiler,
     hlo_text,
     stablehlo,
+    topology_of,
     versions,
 )
 from runner.preflight.trace import trace
@@ -98,11 +100,16 @@ class Preflight:
             step = trace(described.recipe, described.batch)
         except LoweringError as error:
             raise BackendError(_not_lowered(error)) from error
-        target = find_slice(config.hardware.name)
-        placed = layout(target.chips, step.arguments, step.results)
+        target = SLICES[config.hardware.name]
+        shape = (1,) * len(target.shape) if config.hardware.devices == 1 else target.shape
+        chips = math.prod(shape)
+        placed = layout(chips, step.arguments, step.results)
         subject = Subject(
             step=step,
-            slice=target,
+            hardware=target.name,
+            chip=target.chip,
+            chips=chips,
+            topology=topology_of(target.chip, shape),
             mesh=placed.mesh,
             shares=placed.shares,
             batch_size=config.job.batch_size,
@@ -121,8 +128,8 @@ class Preflight:
 
     def _compiled(self, subject: Subject, source: Source, *, dump: bool) -> PreflightReport:
         flops = verdict.model_flops(subject, Module(hlo_text(source.hlo)))
-        compiler = TpuCompiler(subject.slice.topology)
-        assert compiler.devices == subject.slice.chips, (compiler.devices, subject.slice)
+        compiler = TpuCompiler(subject.topology)
+        assert compiler.devices == subject.chips, (compiler.devices, subject.topology)
         program = stablehlo(source)
         if dump:
             write_atomic(self.folder / "step.stablehlo.mlir", program)
@@ -161,7 +168,7 @@ def _question(subject: Subject, source: Source) -> Question:
         hlo=source.hlo,
         names=repr(subject.step.operations),
         ports=(*source.arguments, *source.results),
-        topology=subject.slice.topology,
+        topology=subject.topology,
         versions=subject.versions,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import math
 import os
 import pathlib
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from runner.config.chips import Chip
 from runner.record.errors import ConfigError
 
 #: What torch_xla 2.9's own extras pin: the compiler that its TPU VM will use.
@@ -77,6 +79,16 @@ class Topology:
 
     name: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def topology_of(chip: Chip, shape: tuple[int, ...]) -> Topology:
+    """The topology of chips in a shape. Two cores a chip work as one, as on a TPU VM."""
+    options: dict[str, Any] = {}
+    if chip.cores > 1:
+        options["chip_config_name"] = "megacore"
+    if math.prod(shape) == 1:
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    return Topology(f"{chip.generation}:{'x'.join(str(side) for side in shape)}", options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,13 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
+from runner.config.chips import Chip
 from runner.preflight import costs
 from runner.preflight.buffers import Allocation, allocations, overflow
-from runner.preflight.chips import Slice
 from runner.preflight.costs import Place
 from runner.preflight.hlo import Instruction, Module
 from runner.preflight.roofline import UNMODELLED, Work, roof
-from runner.preflight.tpu_compiler import Compiled, CompilerError, Label, TooLargeError
+from runner.preflight.tpu_compiler import Compiled, CompilerError, Label, TooLargeError, Topology
 from runner.preflight.trace import TracedStep
 from runner.record import preflight as record
 
@@ -31,7 +31,10 @@ class Subject:
 
     Attributes:
         step: The traced step.
-        slice: What it is compiled for.
+        hardware: The slice's name.
+        chip: What it is made of.
+        chips: How many of them are used.
+        topology: What the compiler calls it.
         mesh: Axes of the mesh with their sizes.
         shares: For each argument of the step, in how many parts it is cut.
         batch_size: Examples a step.
@@ -40,7 +43,10 @@ class Subject:
     """
 
     step: TracedStep
-    slice: Slice
+    hardware: str
+    chip: Chip
+    chips: int
+    topology: Topology
     mesh: Mapping[str, int]
     shares: list[int]
     batch_size: int
@@ -82,7 +88,7 @@ def accepted(
     It need not fit: the compiler does not count results that have memory of their own.
     """
     module = Module(compiled.hlo)
-    memory, capacity = compiled.memory, subject.slice.chip.hbm_bytes
+    memory, capacity = compiled.memory, subject.chip.usable_hbm_bytes
     hbm = record.Hbm(
         arguments=memory.arguments,
         outputs=memory.outputs,
@@ -108,7 +114,7 @@ def accepted(
         hbm_bytes=work.hbm_bytes,
         largest=_largest(subject, compiled.buffers, module),
         collectives=sums,
-        roof=roof(work, chip=subject.slice.chip, chips=subject.slice.chips),
+        roof=roof(work, chip=subject.chip, chips=subject.chips),
         estimate=_estimate(subject, module, flops),
     )
 
@@ -153,9 +159,9 @@ def _report(
     return record.PreflightReport(
         fits=hbm.total <= hbm.capacity,
         reason=_reason(subject, hbm),
-        hardware=subject.slice.name,
-        chip=subject.slice.topology.name,
-        chips=subject.slice.chips,
+        hardware=subject.hardware,
+        chip=subject.topology.name,
+        chips=subject.chips,
         mesh=dict(subject.mesh),
         batch_size=subject.batch_size,
         parameters=step.parameters,
@@ -177,12 +183,12 @@ def _report(
 
 def _reason(subject: Subject, hbm: record.Hbm) -> str:
     needs = f"{hbm.total / _GIB:.2f} of {hbm.capacity / _GIB:.2f} GiB"
-    chip = f"each of {subject.slice.chips} chips" if subject.slice.chips > 1 else "the chip"
+    chip = f"each of {subject.chips} chips" if subject.chips > 1 else "the chip"
     if hbm.total <= hbm.capacity:
         free = (hbm.capacity - hbm.total) / _GIB
-        return f"fits: needs {needs} on {chip} of {subject.slice.name}; {free:.2f} GiB are left"
+        return f"fits: needs {needs} on {chip} of {subject.hardware}; {free:.2f} GiB are left"
     over = (hbm.total - hbm.capacity) / _GIB
-    return f"does not fit: needs {needs} on {chip} of {subject.slice.name}; {over:.2f} GiB too much"
+    return f"does not fit: needs {needs} on {chip} of {subject.hardware}; {over:.2f} GiB too much"
 
 
 def _collectives(module: Module) -> list[record.CollectiveSum]:
@@ -238,7 +244,7 @@ def _estimate(subject: Subject, module: Module, flops: Mapping[Place, float]) ->
     total = _total(cycles.values())
     return record.Estimate(
         cycles=total,
-        step_s=total / subject.slice.chip.clock_hz,
+        step_s=total / subject.chip.clock_hz,
         modules=sorted(modules, key=lambda one: -one.cycles),
         without=without,
     )

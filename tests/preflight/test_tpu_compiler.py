@@ -11,8 +11,8 @@ import importlib
 import pytest
 from torch import nn
 
+from runner.config.chips import CHIPS, SLICES
 from runner.preflight.buffers import overflow
-from runner.preflight.chips import CHIPS, find_slice
 from runner.preflight.hlo import Module
 from runner.preflight.tpu_compiler import (
     PINNED,
@@ -22,12 +22,13 @@ from runner.preflight.tpu_compiler import (
     Topology,
     TpuCompiler,
     installed,
+    topology_of,
 )
 from runner.preflight.verdict import blamed
 from runner.record.errors import ConfigError
 from tests.preflight.problems import program, traced
 
-ONE_CHIP = find_slice("v5e-1").topology
+ONE_CHIP = topology_of(CHIPS["v5e"], (1, 1))
 
 
 @pytest.mark.parametrize("package", PINNED)
@@ -77,13 +78,14 @@ def too_large(arrays: int) -> str:
 
 @pytest.mark.parametrize("kind", CHIPS)
 def test_a_program_that_is_too_large_is_told_with_the_capacity_that_we_know(kind: str) -> None:
-    compiler = TpuCompiler(find_slice(f"{kind}-{2 if kind in ('v4', 'v5p') else 1}").topology)
+    shape = (1, 1, 1) if kind in ("v4", "v5p") else (1, 1)
+    compiler = TpuCompiler(topology_of(CHIPS[kind], shape))
     with pytest.raises(TooLargeError) as caught:
         compiler.compile(too_large(8))
     found = overflow(caught.value.report)
     assert found is not None
     assert found.arguments == 8 << 34
-    assert found.capacity == pytest.approx(CHIPS[kind].hbm_bytes, rel=1e-3)
+    assert found.capacity == pytest.approx(CHIPS[kind].usable_hbm_bytes, rel=1e-3)
 
 
 def test_a_refusal_names_the_operation_and_its_line() -> None:
@@ -104,22 +106,10 @@ def test_a_refusal_names_the_operation_and_its_line() -> None:
     assert (instruction.op_name, instruction.source) == ("forward/fc/kernel", "model.py:12")
 
 
-@pytest.mark.parametrize(
-    ("name", "chips"),
-    [
-        ("v4-8", 4),
-        ("v4-16", 8),
-        ("v5e-1", 1),
-        ("v5e-4", 4),
-        ("v5e-8", 8),
-        ("v5e-64", 64),
-        ("v5p-8", 4),
-        ("v6e-8", 8),
-        ("v6e-256", 256),
-    ],
-)
-def test_a_slice_has_as_many_devices_as_chips(name: str, chips: int) -> None:
-    assert TpuCompiler(find_slice(name).topology).devices == find_slice(name).chips == chips
+@pytest.mark.parametrize("name", SLICES)
+def test_libtpu_knows_every_slice_and_has_a_device_for_each_chip(name: str) -> None:
+    made = SLICES[name]
+    assert TpuCompiler(topology_of(made.chip, made.shape)).devices == made.chips
 
 
 def test_a_topology_that_libtpu_does_not_know_is_a_configuration_error() -> None:
