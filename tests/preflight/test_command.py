@@ -81,7 +81,7 @@ def test_the_verdict_is_in_result_json(judged: tuple[pathlib.Path, str]) -> None
     assert report["hbm"]["total"] < report["hbm"]["capacity"]
     assert report["roof"]["binds"] == "hbm"
     assert report["estimate"]["cycles"] > 0
-    assert {row["module"] for row in report["estimate"]["modules"]} >= {"1", "2", "(optimizer)"}
+    assert {row["module"] for row in report["estimate"]["modules"]} >= {"1", "(optimizer)"}
     assert report["largest"][0]["what"].startswith(("params/", "optimizer/", "batch/"))
     assert result["final"]["preflight/fits"] == 1.0
 
@@ -113,30 +113,13 @@ def test_the_same_program_is_answered_from_the_cache(judged: tuple[pathlib.Path,
     assert result_of(folder)["preflight"]["cached"] is False
 
 
-def test_too_large_ends_with_71_and_says_by_how_much_and_what_to_try(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_too_large_ends_with_71_and_says_by_how_much(tmp_path: pathlib.Path) -> None:
     large = ("job.entry=mine:Huge", "model.width=4000000", "job.batch_size=4")
-    done = start(tmp_path, *SMALL, *large, "preflight.suggest=true", "optim=adamw")
+    done = start(tmp_path, *SMALL, *large, "optim=adamw")
     assert done.returncode == 71, done.stderr
     assert "does not fit: needs" in done.stderr
     report = result_of(tmp_path)["preflight"]
-    state = 3 * 4 * 4_000_000 * (576 + 1 + 10)
-    assert report["hbm"]["arguments"] == pytest.approx(state, rel=0.01)
     assert report["hbm"]["total"] > report["hbm"]["capacity"]
-    assert [trial["fits"] for trial in report["suggestions"]] == [False] * 3
-    assert start(tmp_path, *SMALL, *large, "optim=sgd", "model.width=1000000").returncode == 0
-
-
-def test_the_largest_batch_is_found_and_its_neighbour_does_not_fit(tmp_path: pathlib.Path) -> None:
-    asked = ("preflight.find=batch_size", "job.entry=mine:Huge", "model.width=400000")
-    done = start(tmp_path, *SMALL, *asked, "job.batch_size=1000")
-    assert done.returncode == 0, done.stderr
-    report = result_of(tmp_path)["preflight"]
-    fits = {int(t["change"].partition("=")[2]): t["fits"] for t in report["search"]}
-    largest = max(size for size, fit in fits.items() if fit)
-    assert report["batch_size"] == largest
-    assert fits[largest + 1] is False
 
 
 def test_an_operation_without_a_lowering_ends_with_70_and_the_models_line(
