@@ -128,6 +128,7 @@ class Worker:
 
     def _warn(self, message: str) -> None:
         self.send(Notice("warning", message))
+
     def _preflight(self) -> None:
         from runner.preflight.run import Described, Preflight
         from runner.train.build import describe, described_batch
