@@ -32,7 +32,9 @@ from runner.record.storage import LocalStorage
 
 #: Of ten kills so many hit the runner itself, and so many a worker that has not stepped yet.
 RUNNER_SHARE, EARLY_SHARE = 0.1, 0.2
-_POLL_S = 0.005
+#: Seconds after its start, or after a step, within which a worker is killed.
+EARLY_S, JITTER_S = 5.0, 0.05
+_POLL_S = 0.002
 
 
 @dataclasses.dataclass
@@ -44,7 +46,7 @@ class Soak:
         overrides: The run's configuration.
         kills: How often to kill.
         number: The signal.
-        window_s: A worker that steps is killed within so many seconds.
+        window: A worker that steps is killed within about so many steps.
         chance: Where the instants come from.
     """
 
@@ -52,7 +54,7 @@ class Soak:
     overrides: list[str]
     kills: int
     number: signal.Signals
-    window_s: float
+    window: int
     chance: random.Random
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
@@ -81,9 +83,9 @@ class Soak:
         if worker is None:
             return
         early = self.chance.random() < EARLY_SHARE
-        if not early and not self._stepping(worker):
+        if not early and not self._stepped(worker, self.chance.randrange(self.window)):
             return
-        time.sleep(self.chance.uniform(0.0, self.window_s))
+        time.sleep(self.chance.uniform(0.0, EARLY_S if early else JITTER_S))
         saving = any(name.startswith(".writing") for name in self._storage().names())
         at_runner = self.chance.random() < RUNNER_SHARE
         if process.poll() is not None or not worker.is_running():
@@ -110,18 +112,29 @@ class Soak:
             time.sleep(_POLL_S)
         return None
 
-    def _stepping(self, worker: psutil.Process) -> bool:
-        """Wait until the worker has done a step; False if it ended before."""
+    def _stepped(self, worker: psutil.Process, steps: int) -> bool:
+        """Wait until the worker has done so many steps; False if it ended before."""
         journal = RunDir(self.folder).metrics
-        begun = time.time()
+        base = self._storage().steps()[:1]
+        wanted = (base[0] if base else 0) + 1 + steps
+        begun = worker.create_time()
         while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
             if journal.exists() and journal.stat().st_mtime > begun:
-                return True
+                if _last_step(journal) >= wanted:
+                    return True
             time.sleep(_POLL_S)
         return False
 
     def _storage(self) -> LocalStorage:
         return LocalStorage(RunDir(self.folder).checkpoints)
+
+
+def _last_step(journal: pathlib.Path) -> int:
+    """The step of the journal's last whole line."""
+    with open(journal, "rb") as file:
+        file.seek(max(0, journal.stat().st_size - 4096))
+        lines = file.read().rpartition(b"\n")[0].splitlines()
+    return int(json.loads(lines[-1])["step"]) if len(lines) > 1 else 0
 
 
 def _gone(worker: psutil.Process) -> None:
@@ -185,8 +198,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
-    parser.add_argument("--window", type=float, default=1.0, help="seconds; see Soak.window_s")
-    parser.add_argument("--steps-a-kill", type=int, default=100)
+    parser.add_argument("--window", type=int, default=100, help="steps; see Soak")
+    parser.add_argument("--steps-a-kill", type=int, default=300)
     parser.add_argument("--folder", default=None, help="where to; default: a temporary folder")
     parser.add_argument("overrides", nargs="*", help="as for the runner")
     asked = parser.parse_args()
