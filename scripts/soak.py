@@ -119,9 +119,9 @@ class Soak:
         wanted = (base[0] if base else 0) + 1 + steps
         begun = worker.create_time()
         while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-            if journal.exists() and journal.stat().st_mtime > begun:
-                if _last_step(journal) >= wanted:
-                    return True
+            fresh = journal.exists() and journal.stat().st_mtime > begun
+            if fresh and _last_step(journal) >= wanted:
+                return True
             time.sleep(_POLL_S)
         return False
 

@@ -16,6 +16,7 @@ from runner.config.stored import changed_config, read_config
 from runner.config.trust import trusted_packages
 from runner.record.checkpoints import find_source
 from runner.record.errors import ConfigError, ExitCode
+from runner.record.outcome import State, result_from_json
 from runner.record.rundir import RunDir
 
 
@@ -39,7 +40,11 @@ def _resume(argv: Sequence[str]) -> int:
     if not run_dir.config.exists():
         raise ConfigError(f"resume needs a run folder with config.yaml; got {asked.run!r}")
     config, text = changed_config(run_dir.config, asked.overrides, trusted=trusted_packages())
-    check_unchanged(read_config(run_dir.config), config, folder=run_dir.path)
+    before = read_config(run_dir.config)
+    check_unchanged(before, config, folder=run_dir.path)
+    if _is_done(run_dir) and config == before:
+        print(f"{asked.run} has succeeded: there is nothing left to do (steps= makes it longer)")
+        return ExitCode.DONE
     # Imported late: it brings TensorBoard's writer, which a wrong key need not wait for.
     from runner.batch.supervise import RunPlan, supervise
 
@@ -47,6 +52,14 @@ def _resume(argv: Sequence[str]) -> int:
     plan = RunPlan(overrides=overrides, config_yaml=text, tensorboard_root=run_dir.path)
     code = supervise(config, run_dir, plan=plan).exit_code
     return ExitCode.BUG if code is None else code
+
+
+def _is_done(run_dir: RunDir) -> bool:
+    try:
+        result = result_from_json(json.loads(run_dir.result.read_text()))
+    except (OSError, ValueError):
+        return False
+    return result.state is State.SUCCEEDED
 
 
 def _lines(path: pathlib.Path) -> list[str]:

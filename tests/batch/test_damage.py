@@ -168,6 +168,24 @@ def test_a_real_disk_without_room_leaves_the_checkpoint_before(
     )
 
 
+def test_a_loss_that_arrives_late_is_awaited_before_a_save(tmp_path: pathlib.Path) -> None:
+    result, run_dir = runs.run(
+        tmp_path / "run",
+        backend__name="openxla_step",
+        optim__lr=1e9,
+        checkpoint__every_steps=1,
+        steps=50,
+        log_every=50,
+    )
+    assert result.exit_code == ExitCode.NON_FINITE
+    lost = int(result.reason.rpartition("step ")[2].split(",")[0])
+    storage = LocalStorage(run_dir.checkpoints)
+    assert storage.steps()[0] == lost - 1
+    for step in storage.steps():
+        _, tensors = load(storage, folder_name(step))
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
 def test_a_loss_that_is_no_number_is_never_saved(tmp_path: pathlib.Path) -> None:
     result, run_dir = runs.run(
         tmp_path / "run", model__fault="nan", model__at=4, checkpoint__every_steps=1, steps=20

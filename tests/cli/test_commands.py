@@ -86,6 +86,32 @@ def test_resume_goes_on_where_the_checkpoint_is(whole: pathlib.Path, cut: pathli
     assert (last["first_step"], last["steps"]) == (4, 6)
 
 
+def test_a_run_that_has_succeeded_is_left_alone(whole: pathlib.Path) -> None:
+    before = (whole / "result.json").read_bytes()
+    done = runner(whole.parent, "resume", "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing left to do" in done.stdout
+    assert (whole / "result.json").read_bytes() == before
+
+
+def test_checkpoints_behind_a_url_are_found_again(
+    whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    root = f"checkpoint.root=local://{tmp_path}/bucket"
+    argv = (*SMALL, root, "hydra.run.dir=outputs/run")
+    done = runner(tmp_path, *argv)
+    assert done.returncode == 0, done.stderr
+    bucket = tmp_path / "bucket" / "outputs" / "run"
+    assert sorted(path.name for path in bucket.iterdir()) == [folder_name(4), folder_name(6)]
+    shutil.rmtree(bucket / folder_name(6))
+    done = runner(tmp_path, *argv)
+    assert done.returncode == 0, done.stderr
+    assert "from step 4" in done.stderr
+    assert points(tmp_path / "outputs" / "run") == points(whole)
+    done = runner(tmp_path, "export", "outputs/run", "--to", "model.safetensors")
+    assert done.returncode == 0, done.stderr
+
+
 def test_resume_takes_free_keys_and_refuses_the_others(cut: pathlib.Path) -> None:
     refused = runner(cut.parent, "resume", "a run", "optim.lr=0.5", "seed=3", "steps=8")
     assert refused.returncode == 64
