@@ -22,7 +22,7 @@ HELDOUT_FRACTION = 0.1
 
 
 def prose(request: DataRequest) -> Dataset:
-    """About 370,000 bytes of English from the standard library: Python's language reference.
+    """About 400,000 bytes of English from the standard library: Python's language reference.
 
     The last tenth is held out. Paragraphs that the library repeats are kept once, so that none
     of the held-out ones was trained on. The text differs a little with Python's version.

@@ -30,7 +30,7 @@ def test_it_is_english_and_a_tenth_is_held_out() -> None:
     data = prose(request())
     train, heldout = text_of(data.train), text_of(data.heldout)
     assert train.count(" the ") > 1000
-    assert 300_000 < len(train) + len(heldout) < 500_000
+    assert len(train) + len(heldout) > 200_000
     assert len(heldout) / (len(train) + len(heldout)) == pytest.approx(0.1, abs=0.001)
 
 
@@ -94,8 +94,8 @@ def test_a_length_that_is_no_whole_number_is_named(value: object) -> None:
 
 
 def test_a_length_beyond_the_text_is_named_with_the_limit() -> None:
-    with pytest.raises(SettingError, match=r"data\.options\.seq_len must be < 37\d{3}.*got 50000"):
-        prose(request(50_000))
+    with pytest.raises(SettingError, match=r"data\.options\.seq_len must be < \d+, .*got 1000000"):
+        prose(request(1_000_000))
     with pytest.raises(SettingError, match=r"must be < 8, .*got 8"):
         examples(Corpus(np.zeros(8, dtype=np.uint8), None, 2, 0), request(8))
 
