@@ -172,6 +172,8 @@ def _load(cls: Any, folder: str, *, new: Sequence[str], changes: Mapping[str, An
             output_loading_info=True,
             **changes,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # the library raises many types on a broken folder
         raise DataError(f"{path}: cannot be loaded as {cls.__name__}: {error}") from error
     missing = sorted(key for key in found["missing_keys"] if not key.startswith(tuple(new)))
