@@ -1,8 +1,9 @@
-"""The child's entry: one job from its configuration to its last event.
+"""The child's entry: a job, or one after another, from its configuration to its last event.
 
-`python -m runner.worker EVENTS_FD PARENT_PID` reads a request, one line of JSON, from
-standard input; the environment of the device was set by the parent. Everything that the
-parent should know leaves as events; what is printed goes to the run's log.
+`python -m runner.worker EVENTS_FD PARENT_PID ANSWERS_FD` reads requests, a line of JSON each,
+from standard input; the environment of the device was set by the parent. A job that fails ends the
+process. Everything that the parent should know leaves as events; what is printed goes to the
+run's log.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.config.codec import config_from_json
 from runner.config.hardware import find_hardware
+from runner.config.parallel import check_division, mesh_of
 from runner.config.schema import Config, Mode
 from runner.record.checkpoints import open_storage
 from runner.record.errors import ExitCode, RunnerError
@@ -34,6 +36,7 @@ from runner.record.events import (
     Started,
 )
 from runner.record.pipe import EventWriter
+from runner.record.rundir import RunDir
 from runner.record.signals import SHOW_STACKS
 from runner.record.storage import Storage
 from runner.train.explain import explain
@@ -41,23 +44,43 @@ from runner.train.signals import StopFlag, die_with_parent
 
 if TYPE_CHECKING:
     from runner.backends.base import Backend
+    from runner.backends.sharding import Sharding
     from runner.train.build import Built
     from runner.train.saver import Saver
 
+#: Recompiles of a run that are warned of one by one.
+_WARNED = 10
 _VERSIONS_OF = ("torch", "torch_xla", "torchvision", "numpy")
 
 
 @dataclasses.dataclass
 class Worker:
-    """Runs one job, sending events."""
+    """Runs one job, sending events.
+
+    Attributes:
+        config: What to do.
+        storage: Where its checkpoints are.
+        send: Where events go.
+        stop: Whether to stop early.
+        folder: The run's folder.
+        evaluated: The step of the newest evaluation that is recorded.
+        compiled: What XLA had compiled in this process before the job, and at its end: a
+            count and seconds.
+        step: Completed updates.
+        state_bytes: Bytes of the state.
+        recompiles: Graphs that were compiled again after warm-up.
+    """
 
     config: Config
     storage: Storage
     send: Callable[[Event], None]
     stop: StopFlag
     folder: pathlib.Path
+    evaluated: int = 0
+    compiled: tuple[int, float] = (0, 0.0)
     step: int = 0
     state_bytes: int = 0
+    recompiles: int = 0
 
     def run(self) -> None:
         """Build the job, open its backend, train or evaluate.
@@ -68,15 +91,16 @@ class Worker:
         if self.config.mode is Mode.preflight:
             self._preflight()
             return
-        # torch is imported here and not above, so that a bad request fails first.
         from runner.backends import registry
         from runner.train.build import build
         from runner.train.loop import Training
+        from runner.train.profiler import Profiler
         from runner.train.resume import restore
 
         self.send(Phase("building"))
         built = build(self.config)
         saver = self._saver(built)
+        sharding = self._sharding(built)
         backend = registry.build(
             self.config.backend.name,
             built.recipe,
@@ -84,6 +108,8 @@ class Worker:
             on_record=self._on_record,
             strict=self.config.strict,
             steps_per_call=self.config.backend.steps_per_call,
+            labelled=self.config.profile.steps is not None,
+            sharding=sharding,
         )
         self.state_bytes = backend.state(0).bytes()
         self.step = restore(backend, self.config, own=self.storage, warn=self._warn)
@@ -92,7 +118,7 @@ class Worker:
             Started(
                 pid=os.getpid(),
                 device=str(backend.device),
-                devices=1,
+                devices=sharding.mesh.devices,
                 versions=_versions(),
                 first_step=self.step,
             )
@@ -105,7 +131,14 @@ class Worker:
             send=self.send,
             stop=self.stop,
             saver=saver,
+            profiler=Profiler(
+                self.config.profile.steps,
+                folder=RunDir(self.folder).tensorboard,
+                send=self.send,
+            ),
             step=self.step,
+            evaluated=self.evaluated,
+            compiled_before=self.compiled,
         )
         try:
             with saver:
@@ -115,6 +148,28 @@ class Worker:
                     training.train()
         finally:
             self.step = training.step
+            self.compiled = backend.compile_totals()
+
+    def _sharding(self, built: Built) -> Sharding:
+        """What lies how on which devices.
+
+        Raises:
+            ConfigError: A size of the job does not divide over the devices that there are.
+        """
+        from runner.backends.sharding import ONE_DEVICE, Sharding
+        from runner.xla.mesh import device_count
+
+        config = self.config
+        if config.parallel.name == "single":
+            return ONE_DEVICE
+        devices = device_count()
+        check_division(config, devices)
+        if devices == 1:
+            self._warn(
+                f"parallel={config.parallel.name} has one device, which is the same as "
+                "parallel=single; on the CPU hardware.devices says how many there are"
+            )
+        return Sharding(mesh_of(config.parallel, devices), built.job.sharding)
 
     def _saver(self, built: Built) -> Saver:
         from runner.backends.state import state_dict_names
@@ -163,14 +218,19 @@ class Worker:
 
     def _on_record(self, record: GraphRecord) -> None:
         self.send(Compiled(record))
-        if record.recompile:
+        if not record.recompile:
+            return
+        self.recompiles += 1
+        if self.recompiles <= _WARNED:
             spent = record.trace_s + record.xla_s
-            self.send(
-                Notice(
-                    "warning",
-                    f"recompiled the {record.role} graph at step {record.step} "
-                    f"({spent:.1f} s): {record.cause}",
-                )
+            self._warn(
+                f"recompiled the {record.role} graph at step {record.step} "
+                f"({spent:.1f} s): {record.cause}"
+            )
+        if self.recompiles == _WARNED:
+            self._warn(
+                f"{_WARNED} recompiles so far; no warning follows for further ones, which "
+                "compile/recompiles counts (strict=true ends a run at the first)"
             )
 
 
@@ -180,30 +240,50 @@ def _versions() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Run the request on standard input and return the exit code."""
-    events_fd, parent = (int(argument) for argument in arguments)
+    events_fd, parent, answers_fd = (int(argument) for argument in arguments)
     die_with_parent(parent)
     faulthandler.enable()
     faulthandler.register(SHOW_STACKS, all_threads=True)
     stop = StopFlag()
     stop.install()
-    writer = EventWriter(events_fd)
-    request: Mapping[str, Any] = json.loads(sys.stdin.readline())
-    worker = Worker(
-        config_from_json(request["config"]),
-        open_storage(request["checkpoints"]),
-        writer.send,
-        stop,
-        pathlib.Path(request["folder"]),
-    )
-    ended = _guarded(worker)
-    writer.send(ended)
-    return ended.exit_code
+    writer = EventWriter(events_fd, answers_fd)
+    compiled = (0, 0.0)
+    for line in sys.stdin:
+        request: Mapping[str, Any] = json.loads(line)
+        _move(request)
+        storage = open_storage(request["checkpoints"])
+        config = config_from_json(request["config"])
+        folder = pathlib.Path(request["folder"])
+        evaluated = request["evaluated"]
+        worker = Worker(config, storage, writer.send, stop, folder, evaluated, compiled)
+        ended = _guarded(worker)
+        compiled = worker.compiled
+        sys.stdout.flush()
+        writer.send(ended)
+        if ended.exit_code:
+            return ended.exit_code
+    return int(ExitCode.DONE)
+
+
+def _move(request: Mapping[str, Any]) -> None:
+    """Go where the request says: to these cores, and with all that is printed to this file."""
+    if request.get("cores"):
+        os.sched_setaffinity(0, request["cores"])
+    if request.get("log"):
+        log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
 
 
 def _guarded(worker: Worker) -> Ended:
     """Run to the end, whatever that is."""
     try:
-        worker.run()
+        # torch is imported here and not above, so that a bad request fails first.
+        from runner.train.contain import contained
+
+        with contained():
+            worker.run()
     except RunnerError as error:
         return Ended(int(error.exit_code), str(error), worker.step, error.fault.value)
     except Exception as error:

@@ -5,6 +5,9 @@ then the runner itself, is killed with signal 9 (or preempted, with --signal TER
 instants: while it starts, between steps, in the middle of a save. A runner that was killed is
 started again with `resume`. In the end the losses of all steps and the final state must equal,
 with ==, those of the undisturbed run, and no checkpoint may have been found damaged.
+
+With --devices 1,2,4 it is always the runner that is killed, and it goes on with one of these
+numbers of devices each time: then losses and state must be equal within rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import random
@@ -21,9 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
-
-import psutil
+from collections.abc import Mapping, Sequence
 
 from runner.record.errors import ExitCode
 from runner.record.manifest import MANIFEST
@@ -34,6 +36,8 @@ from runner.record.storage import LocalStorage
 RUNNER_SHARE, EARLY_SHARE = 0.1, 0.2
 #: Seconds after its start, or after a step, within which a worker is killed.
 EARLY_S, JITTER_S = 5.0, 0.05
+#: How far apart losses and states may be that other numbers of devices have come to.
+ROUNDING = 1e-3
 _POLL_S = 0.002
 
 
@@ -48,6 +52,7 @@ class Soak:
         number: The signal.
         window: A worker that steps is killed within about so many steps.
         chance: Where the instants come from.
+        devices: Numbers of devices to go on with; none leaves them as they are.
     """
 
     folder: pathlib.Path
@@ -56,6 +61,7 @@ class Soak:
     number: signal.Signals
     window: int
     chance: random.Random
+    devices: Sequence[int] = ()
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def run(self) -> int:
@@ -73,7 +79,15 @@ class Soak:
             print(file=sys.stderr)
             if code not in (ExitCode.PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
                 return code
-            process = resume(self.folder)
+            process = resume(self.folder, self._spread())
+
+    def _spread(self) -> list[str]:
+        """Overrides for one of the numbers of devices."""
+        if not self.devices:
+            return []
+        count = self.chance.choice(self.devices)
+        self.counts[f"went on with {count} devices"] += 1
+        return spread(count)
 
     def _fired(self) -> int:
         return sum(n for name, n in self.counts.items() if name.startswith("killed "))
@@ -87,39 +101,35 @@ class Soak:
             return
         time.sleep(self.chance.uniform(0.0, EARLY_S if early else JITTER_S))
         saving = any(name.startswith(".writing") for name in self._storage().names())
-        at_runner = self.chance.random() < RUNNER_SHARE
-        if process.poll() is not None or not worker.is_running():
+        at_runner = bool(self.devices) or self.chance.random() < RUNNER_SHARE
+        if process.poll() is not None or not _alive(worker):
             return
         if at_runner:
             process.send_signal(self.number)
             process.wait()
         else:
-            worker.send_signal(self.number)
+            os.kill(worker, self.number)
         _gone(worker)
         self.counts["killed the runner" if at_runner else "killed a worker"] += 1
         self.counts["of them before its first step"] += early
         self.counts["of them in the middle of a save"] += saving
 
-    def _next_worker(self, process: subprocess.Popen[bytes]) -> psutil.Process | None:
-        """The runner's worker, once it has one."""
+    def _next_worker(self, process: subprocess.Popen[bytes]) -> int | None:
+        """The process id of the runner's worker, once it has one."""
         while process.poll() is None:
-            try:
-                for child in psutil.Process(process.pid).children():
-                    if "runner.worker" in " ".join(child.cmdline()):
-                        return child
-            except psutil.NoSuchProcess:
-                return None
+            for child in _children(process.pid):
+                if "runner.worker" in _command_line(child) and _alive(child):
+                    return child
             time.sleep(_POLL_S)
         return None
 
-    def _stepped(self, worker: psutil.Process, steps: int) -> bool:
+    def _stepped(self, worker: int, steps: int) -> bool:
         """Wait until the worker has done so many steps; False if it ended before."""
         journal = RunDir(self.folder).metrics
         base = self._storage().steps()[:1]
         wanted = (base[0] if base else 0) + 1 + steps
-        begun = worker.create_time()
-        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-            fresh = journal.exists() and journal.stat().st_mtime > begun
+        while _alive(worker):
+            fresh = _started_worker(RunDir(self.folder)) == worker and journal.exists()
             if fresh and _last_step(journal) >= wanted:
                 return True
             time.sleep(_POLL_S)
@@ -127,6 +137,15 @@ class Soak:
 
     def _storage(self) -> LocalStorage:
         return LocalStorage(RunDir(self.folder).checkpoints)
+
+
+def _started_worker(run_dir: RunDir) -> int | None:
+    """Process id of the worker that last had its device."""
+    try:
+        pid: int = json.loads(run_dir.environment.read_text())["device"]["pid"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return pid
 
 
 def _last_step(journal: pathlib.Path) -> int:
@@ -137,11 +156,37 @@ def _last_step(journal: pathlib.Path) -> int:
     return int(json.loads(lines[-1])["step"]) if len(lines) > 1 else 0
 
 
-def _gone(worker: psutil.Process) -> None:
+def _gone(worker: int) -> None:
+    while _alive(worker):
+        time.sleep(_POLL_S)
+
+
+# Processes are known by their numbers alone: psutil also compares when they began, and where a
+# machine's clock is set meanwhile it takes a process for another one.
+
+
+def _children(parent: int) -> list[int]:
     try:
-        worker.wait(timeout=120)
-    except (psutil.NoSuchProcess, ChildProcessError):
-        return
+        tasks = list(pathlib.Path(f"/proc/{parent}/task").iterdir())
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
 
 
 def command(*argv: str) -> list[str]:
@@ -152,8 +197,12 @@ def start(overrides: list[str], folder: pathlib.Path) -> subprocess.Popen[bytes]
     return _started(command(*overrides, f"hydra.run.dir='{folder}'"), folder)
 
 
-def resume(folder: pathlib.Path) -> subprocess.Popen[bytes]:
-    return _started(command("resume", str(folder)), folder)
+def resume(folder: pathlib.Path, changes: list[str]) -> subprocess.Popen[bytes]:
+    return _started(command("resume", str(folder), *changes), folder)
+
+
+def spread(devices: int) -> list[str]:
+    return [f"parallel={'data' if devices > 1 else 'single'}", f"hardware.devices={devices}"]
 
 
 def _started(argv: list[str], folder: pathlib.Path) -> subprocess.Popen[bytes]:
@@ -161,29 +210,49 @@ def _started(argv: list[str], folder: pathlib.Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(argv, stdout=output, stderr=output)
 
 
-def differences(whole: pathlib.Path, soaked: pathlib.Path) -> list[str]:
-    """What differs between two runs that should be equal."""
+def differences(whole: pathlib.Path, soaked: pathlib.Path, *, rounding: float) -> list[str]:
+    """What differs between two runs that should be equal, up to `rounding` if it is not 0."""
     found = []
-    series = [_losses(RunDir(folder)) for folder in (whole, soaked)]
-    if series[0] != series[1]:
-        steps = [step for step, *_ in series[0]]
-        found.append(f"losses differ; {len(steps)} points, and {len(series[1])}")
+    one, other = (_losses(RunDir(folder)) for folder in (whole, soaked))
+    if [step for step, _ in one] != [step for step, _ in other]:
+        found.append(f"{len(one)} points, and {len(other)}, or other steps")
+    elif one != other:
+        apart = max(_apart(a, b) for (_, a), (_, b) in zip(one, other, strict=True))
+        print(f"losses and metrics are up to {apart:.2e} apart")
+        found += ["losses differ"] if not apart <= rounding else []
     storages = [LocalStorage(RunDir(folder).checkpoints) for folder in (whole, soaked)]
-    last = [f"step-{storage.steps()[0]:08}" for storage in storages]
-    files = [_files(storage, name) for storage, name in zip(storages, last, strict=True)]
-    if files[0] != files[1]:
+    names = [f"step-{storage.steps()[0]:08}" for storage in storages]
+    files = [_files(storage, name) for storage, name in zip(storages, names, strict=True)]
+    if rounding:
+        apart = _states_apart(storages, names)
+        print(f"final states are up to {apart:.2e} apart")
+        found += ["final states differ"] if not apart <= rounding else []
+    elif files[0] != files[1]:
         found.append(f"final states differ: {files[0]} and {files[1]}")
     damaged = [name for name in storages[1].names() if name.startswith("corrupt")]
     return [*found, *(f"{name} was found damaged" for name in damaged)]
 
 
-def _losses(run_dir: RunDir) -> list[tuple[Any, ...]]:
-    """Every point of the journal that is no time: step, loss, rate, norm, metrics."""
+def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    if one.keys() != other.keys():
+        return math.inf
+    return max(abs(value - other[name]) for name, value in one.items())
+
+
+def _states_apart(storages: Sequence[LocalStorage], names: Sequence[str]) -> float:
+    from runner.train.checkpoint import load  # brings torch, which an exact comparison needs not
+
+    one, other = (load(storage, name)[1] for storage, name in zip(storages, names, strict=True))
+    if one.keys() != other.keys():
+        return math.inf
+    return max(float((one[k].double() - other[k].double()).abs().max()) for k in one)
+
+
+def _losses(run_dir: RunDir) -> list[tuple[int, dict[str, float]]]:
+    """Every point of the journal without its times: step, loss, rate, norm, metrics."""
     points = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
-    return [
-        (point["step"], *((k, v) for k, v in point.items() if k.startswith(("train/", "eval/"))))
-        for point in points
-    ]
+    kept = ("train/", "eval/")
+    return [(p["step"], {k: v for k, v in p.items() if k.startswith(kept)}) for p in points]
 
 
 def _files(storage: LocalStorage, name: str) -> dict[str, str]:
@@ -198,8 +267,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
-    parser.add_argument("--window", type=int, default=100, help="steps; see Soak")
-    parser.add_argument("--steps-a-kill", type=int, default=300)
+    parser.add_argument("--window", type=int, default=40, help="steps; see Soak")
+    parser.add_argument("--steps-a-kill", type=int, default=150)
+    parser.add_argument("--devices", default="", help="numbers of devices to go on with: 1,2,4")
     parser.add_argument("--folder", default=None, help="where to; default: a temporary folder")
     parser.add_argument("overrides", nargs="*", help="as for the runner")
     asked = parser.parse_args()
@@ -216,9 +286,10 @@ DEFAULTS = (
     "job=mlp",
     "hardware=cpu",
     "model.width=32",
+    "model.depth=1",
     "model.dropout=0.1",
     "job.batch_size=32",
-    "checkpoint.every_steps=20",
+    "checkpoint.every_steps=10",
     "checkpoint.every_s=null",
     "checkpoint.keep=3",
     "retries.failures=1000000",
@@ -235,16 +306,21 @@ def soak(folder: pathlib.Path, overrides: list[str], asked: argparse.Namespace) 
         return 1
     number = signal.Signals[f"SIG{asked.signal}"]
     chance = random.Random(asked.seed)
-    fire = Soak(soaked, overrides, asked.kills, number, asked.window, chance)
+    devices = [int(count) for count in asked.devices.split(",") if count]
+    fire = Soak(soaked, overrides, asked.kills, number, asked.window, chance, devices)
     code = fire.run()
     result = json.loads(RunDir(soaked).result.read_text())
     for name, count in sorted(fire.counts.items()):
         print(f"{name}: {count}")
     print(f"attempts: {len(result['attempts'])}, steps: {result['steps']}, exit code {code}")
     print(f"lost steps: {sum(attempt['lost_steps'] for attempt in result['attempts'])}")
-    found = differences(whole, soaked) if code == 0 else [f"exit code {code}: {result['reason']}"]
+    rounding = ROUNDING if devices else 0.0
+    found = [f"exit code {code}: {result['reason']}"]
+    if code == 0:
+        found = differences(whole, soaked, rounding=rounding)
     found += [f"only {fire._fired()} kills"] if fire._fired() < asked.kills else []
-    print("\n".join(found) or "losses and final state are equal; no checkpoint was damaged")
+    equal = f"equal within {rounding:g}" if rounding else "equal"
+    print("\n".join(found) or f"losses and final state are {equal}; no checkpoint was damaged")
     print(f"{time.monotonic() - began:.0f} s")
     return 1 if found else 0
 

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv on first use, and again when the pins change.
+# Sourced by the other scripts: makes .venv on first use, and again when the pins or this file change.
 # Sets ROOT (the checkout) and PY (the environment's python).
 
 ROOT=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -39,7 +39,7 @@ _find_uv() {
 }
 
 _stamp() {
-    cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt"
+    cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" "$ROOT/scripts/venv.sh"
     printf '%s\n' "${RUNNER_PYTHON:-}"
 }
 
@@ -51,7 +51,8 @@ _make_venv() {
     uv=$(_find_uv "$python") || return 1
     [ -x "$PY" ] && [ -z "${RUNNER_PYTHON:-}" ] ||
         "$uv" venv --quiet --clear --no-project --python "$(command -v "$python")" "$ROOT/.venv" || return 1
-    "$uv" pip install --quiet --python "$PY" --constraints "$ROOT/scripts/constraints.txt" \
+    # Where PYTHONDONTWRITEBYTECODE is set, every start of a worker would compile torch's sources anew.
+    "$uv" pip install --quiet --compile-bytecode --python "$PY" --constraints "$ROOT/scripts/constraints.txt" \
         --editable "$ROOT[dev]" || return 1
     rm -rf "$ROOT/.venv.uv"
     _stamp >"$ROOT/.venv/.stamp.new" && mv "$ROOT/.venv/.stamp.new" "$ROOT/.venv/.stamp"

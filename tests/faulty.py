@@ -66,8 +66,20 @@ class Faulty(Job):
             _limit(resource.RLIMIT_FSIZE, None)
         time.sleep(self.settings["step_s"])
         loss = (model(batch["x"]) - batch["y"]).square().mean()
-        if fault == "nan" and self._step >= self.settings["at"]:
+        if self._step < self.settings["at"]:
+            return loss
+        if fault == "storm":  # another shape in every step
+            loss = model(batch["x"].repeat(self._step, 1)).square().mean()
+        if fault == "nan":
             loss = loss * float("nan")
+        if fault == "device_memory":  # more than any device has, in one array
+            column = loss * torch.ones(1 << 22, 1, device=loss.device)
+            loss = (column @ column.t()).sin().mean()
+        if fault == "compile":  # some seconds of work for the compiler
+            square = loss * torch.ones(8, 8, device=loss.device)
+            for number in range(300):
+                square = torch.sin(square @ square.roll(number % 8, 1))
+            loss = loss + 0.0 * square.mean()
         return loss
 
     def _again(self) -> bool:
@@ -119,9 +131,13 @@ class Faulty(Job):
         torch.zeros(1 << 39)
 
     def _device_memory(self) -> None:
-        """Ask the device for more memory than any has."""
-        rows = torch.ones(1 << 22, 1, device="xla")
-        print((rows @ rows.t()).cumsum(0).sum().item())
+        """See `loss`."""
+
+    def _compile(self) -> None:
+        """See `loss`."""
+
+    def _storm(self) -> None:
+        """See `loss`."""
 
     def _starve(self) -> None:
         """Ask for more memory than the control group has: the kernel kills the process."""

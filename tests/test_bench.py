@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from runner.preflight.tpu_compiler import versions
+
 ROOT = pathlib.Path(__file__).parents[1]
 STEP = ROOT / "scripts" / "benchmarks" / "step.py"
 
@@ -80,3 +82,37 @@ def test_an_unknown_contestant_is_refused_with_the_known_ones() -> None:
     )
     assert done.returncode == 2
     assert "must be among eager, lazy" in done.stderr
+
+
+def _program_row(**changes: Any) -> dict[str, Any]:
+    figures = {"cycles": 3e6, "hbm_bytes": 1e9, "memory_bytes": 2e9, "flops": 1e12}
+    return {**figures, "parameters": 7, "trace_s": 1.0, "compile_s": 2.0, **changes}
+
+
+def _program(folder: pathlib.Path, twin: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """`scripts/bench tpu_program` with rows that are all known."""
+    rows = {"vit_b16/1/v5e/on": _program_row(), "vit_b16/1/v5e/jax": twin}
+    known = folder / "rows.json"
+    known.write_text(json.dumps({"versions": versions(), "rows": rows}))
+    script = ROOT / "scripts" / "benchmarks" / "tpu_program.py"
+    options = ["--models", "vit_b16", "--layers", "1", "--chips", "v5e", "--variants", "on,jax"]
+    return subprocess.run(
+        [sys.executable, script, *options, "--json", known],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_programs_are_compared_with_rows_that_are_known_already(tmp_path: pathlib.Path) -> None:
+    done = _program(tmp_path, _program_row(cycles=4e6))
+    assert done.returncode == 0, done.stderr
+    assert "| vit_b16, 1 layers | v5e | on | 3.0 M | 0.750 |" in done.stdout
+
+
+def test_a_twin_that_computes_less_is_told(tmp_path: pathlib.Path) -> None:
+    done = _program(tmp_path, _program_row(flops=0.9e12))
+    assert done.returncode == 1
+    assert "vit_b16/1/v5e/on: 1e+12 FLOPs, its twin has 9e+11" in done.stdout

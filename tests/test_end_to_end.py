@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from runner.observe.operations import costs_of
+from runner.observe.xplane import read_xplane
+
 STEPS = 12
 EVAL_EVERY = 5
 STEP_TAGS = {
@@ -125,24 +128,56 @@ def test_result_journal_and_tensorboard_agree(
 def test_several_steps_a_call_log_the_same_losses_as_single_ones(
     trained: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
-    done = start(tmp_path, "job=mlp", f"steps={STEPS}", "backend.steps_per_call=4")
+    asked = ("backend.steps_per_call=4", "profile.steps=[6,7]")
+    done = start(tmp_path, "job=mlp", f"steps={STEPS}", *asked)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     assert losses(run) == losses(trained[0])
+    assert "profile of updates 5 to 8" in done.stderr
     result = json.loads((run / "result.json").read_text())
     assert result["step"]["programs_per_step"] == pytest.approx(1 / 4)
+    profiled_steps_are_not_timed(run, profiled={5, 6, 7, 8}, compiled={1, 2, 3, 4})
+    explained = start(tmp_path, "explain", str(run)).stdout
+    assert "in 4 updates" in explained
+    # The command prints the dearest alone, which are others on a busy machine.
+    (trace,) = run.glob("tb/plugins/profile/*/*.xplane.pb")
+    named = {(one.module, one.phase) for one in costs_of(read_xplane(trace)).operations}
+    assert named >= {("2.layers.1", "forward"), ("2.layers.1", "backward")}
+
+
+def profiled_steps_are_not_timed(
+    run: pathlib.Path, *, profiled: set[int], compiled: set[int]
+) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = {line["step"] for line in lines if "step/time_ms" in line}
+    assert timed == set(losses(run)) - profiled - compiled
 
 
 def test_the_openxla_backend_compiles_forward_backward_and_optimizer(
     tmp_path: pathlib.Path,
 ) -> None:
-    done = start(tmp_path, "job=mlp", "steps=5", "backend=openxla")
+    done = start(tmp_path, "job=mlp", "steps=5", "backend=openxla", "profile.steps=[3,4]")
     assert done.returncode == 0, done.stderr
+    profiled_steps_are_not_timed(only_run(tmp_path), profiled={3, 4}, compiled={1})
+    explained = start(tmp_path, "explain", str(only_run(tmp_path))).stdout
+    assert "in 2 updates" in explained
+    assert "openxla_step only" in explained
     result = json.loads((only_run(tmp_path) / "result.json").read_text())
     roles = {graph["role"] for graph in result["compile"]["graphs"]}
     assert roles == {"forward", "backward", "optimizer", "eval"}
     assert result["step"]["programs_per_step"] == 3
     assert result["compile"]["recompiles"] == 0
+
+
+def test_explain_says_what_it_lacks(trained: tuple[pathlib.Path, str]) -> None:
+    run, _ = trained
+    for asked, said in (
+        (str(run), "has no profile: start a run with profile.steps="),
+        (str(run / "tb"), "explain needs a run folder"),
+    ):
+        done = start(run, "explain", asked)
+        assert done.returncode == 64
+        assert said in done.stderr
 
 
 def test_texts_and_hparams_are_in_the_same_run(events: EventAccumulator) -> None:

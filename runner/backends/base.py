@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from runner.backends.compiles import CompileLog
 from runner.backends.snapshot import Snapshot, snapshot_of
 from runner.backends.state import TrainState
+from runner.config.schema import PassesConfig
 
 Batch = Mapping[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -35,6 +36,7 @@ class Recipe:
         autocast: Type for `torch.autocast` around forward and loss, or None for float32.
         clip_norm: Largest global gradient norm, or None.
         accumulate: Micro-batches that a batch is split into.
+        passes: What may be done to the traced step, by a backend that traces it as a whole.
         seed: What dropout's random numbers are a function of, together with the step.
     """
 
@@ -46,6 +48,7 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     seed: int = 0
+    passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
 
     def autocast_on(self, device_type: str) -> torch.autocast:
         """The precision context for forward and loss on a device."""
@@ -96,7 +99,7 @@ class Backend(abc.ABC):
         """One optimizer update.
 
         Args:
-            batch: A batch on the device; the first dimension is the example.
+            batch: What `place` returned; the first dimension is the example.
             step: Completed updates before this one.
             lr: Learning rate of this update, before a group's `lr_scale`.
 
@@ -109,7 +112,7 @@ class Backend(abc.ABC):
         """`steps_per_call` optimizer updates, the same as `train_step` makes one by one.
 
         Args:
-            batches: A batch on the device for each update.
+            batches: What `place` returned, one for each update.
             step: Completed updates before the first.
             lrs: Learning rate of each update.
 
@@ -118,6 +121,19 @@ class Backend(abc.ABC):
         """
         (batch,), (lr,) = batches, lrs
         return self.train_step(batch, step=step, lr=lr)
+
+    def prepare(self, batches: Sequence[Batch]) -> None:  # noqa: B027 - most have nothing to do
+        """Compile the training step for batches like these, if the backend does so ahead.
+
+        The program then is the same whether an evaluation comes before the first step or not.
+        """
+
+    def ended(self, step: int) -> None:  # noqa: B027 - most have nothing to do
+        """Told, when the end of a call was seen, how many updates have ended with it.
+
+        Here is the place for work that need not delay the next call; called from the thread
+        that waits for ends.
+        """
 
     @abc.abstractmethod
     def eval_step(self, batch: Batch, mask: Tensor) -> Metrics:

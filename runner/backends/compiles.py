@@ -26,6 +26,7 @@ class Watch:
 
     nodes: int = 0
     hash: str = ""
+    passes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class CompileLog:
@@ -102,6 +103,7 @@ class CompileLog:
             step=self.step,
             cause=self._cause(role, signature) if recompile else "first call",
             recompile=recompile,
+            passes=watch.passes,
         )
         self._signatures[role] = signature
         self.records.append(record)

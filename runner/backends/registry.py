@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 from runner.backends.base import Backend, Recipe
 from runner.backends.compiles import CompileLog
+from runner.backends.sharding import ONE_DEVICE, Sharding
 from runner.record.events import GraphRecord
 
 #: Where each backend's class is.
@@ -27,6 +29,8 @@ def build(
     on_record: Callable[[GraphRecord], None],
     strict: bool,
     steps_per_call: int = 1,
+    labelled: bool = False,
+    sharding: Sharding = ONE_DEVICE,
 ) -> Backend:
     """The named backend, owning the recipe's model.
 
@@ -37,6 +41,8 @@ def build(
         on_record: See `CompileLog`.
         strict: See `CompileLog`.
         steps_per_call: See `Backend`; more than 1 only with `openxla_step`.
+        labelled: See `OpenXlaStep`; of no effect with others.
+        sharding: The devices and what lies how on them; several only with `openxla_step`.
 
     Raises:
         DeviceError: Its device cannot be opened.
@@ -45,6 +51,7 @@ def build(
     module, _, cls = BACKENDS[name].partition(":")
     backend: type[Backend] = getattr(importlib.import_module(module), cls)
     log = CompileLog(on_record, on_start=on_start, totals=backend.compile_totals, strict=strict)
-    if steps_per_call == 1:
-        return backend(recipe, log=log)
-    return backend(recipe, log=log, steps_per_call=steps_per_call)
+    options: dict[str, Any] = {}
+    if name == "openxla_step":
+        options = {"steps_per_call": steps_per_call, "labelled": labelled, "sharding": sharding}
+    return backend(recipe, log=log, **options)

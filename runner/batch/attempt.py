@@ -12,10 +12,9 @@ from typing import Any
 
 import psutil
 
-from runner.batch.child import Child
 from runner.batch.environment import describe_environment
 from runner.batch.logtail import LogTail
-from runner.batch.stop import StopSignals
+from runner.batch.seat import Process, Seat
 from runner.batch.watchdog import Watchdog
 from runner.config.schema import TimeoutsConfig
 from runner.observe.observer import Observer
@@ -42,7 +41,7 @@ class AttemptRun:
     Args:
         run_dir: The run's folder.
         observer: Takes the worker's events.
-        stop: Signals to this process, which are passed on.
+        seat: What stops the run, and what starts its worker.
         timeouts: What the worker may take.
         on_saved: Called when a checkpoint is complete.
     """
@@ -52,13 +51,13 @@ class AttemptRun:
         run_dir: RunDir,
         *,
         observer: Observer,
-        stop: StopSignals,
+        seat: Seat,
         timeouts: TimeoutsConfig,
         on_saved: Callable[[], None],
     ) -> None:
         self._run_dir = run_dir
         self._observer = observer
-        self._stop = stop
+        self._stop, self._start = seat.stop, seat.start
         self._timeouts = timeouts
         self._on_saved = on_saved
         self._watchdog = Watchdog(timeouts)
@@ -71,7 +70,7 @@ class AttemptRun:
     def run(self, request: Mapping[str, Any], environment: Mapping[str, str]) -> Attempt:
         """Start the worker with this request and see it through."""
         start, ooms = time.monotonic(), _oom_kills()
-        child = Child(request, environment=environment, log=self._run_dir.log)
+        child = self._start(request, environment, self._run_dir.log)
         try:
             self._follow(child)
         finally:
@@ -98,18 +97,22 @@ class AttemptRun:
             lost_steps=max(0, steps - held) if exit_code and self._started else 0,
         )
 
-    def _follow(self, child: Child) -> None:
+    def _follow(self, child: Process) -> None:
         """Pass on what the worker says until it has ended."""
         log = LogTail(self._run_dir.log)
         while True:
             running = child.exit_code() is None
             for event in child.events():
                 self._take(event)
+                self._forward(child)  # here too: events may come faster than they are taken
             for line in log.lines(final=not running):
                 self._observer.echo(line)
             if not running:
                 return
             self._forward(child)
+            if not self._run_dir.log.exists():
+                self._killed = _removed(self._run_dir)
+                child.kill()
             self._end_if_due(child)
             child.wait()
 
@@ -128,7 +131,7 @@ class AttemptRun:
             self._saved_step = event.step
             self._on_saved()
 
-    def _forward(self, child: Child) -> None:
+    def _forward(self, child: Process) -> None:
         """Pass new signals on: the first asks the worker to stop, the second ends it."""
         stop = self._stop
         asked = stop.interrupts + int(stop.terminated)
@@ -143,7 +146,7 @@ class AttemptRun:
             child.kill()
         self._forwarded = asked
 
-    def _end_if_due(self, child: Child) -> None:
+    def _end_if_due(self, child: Process) -> None:
         """End a worker that is hung, or that has had its time to stop."""
         if self._killed is not None:
             return
@@ -165,7 +168,7 @@ class AttemptRun:
             self._killed = (ExitCode.HANG, cause, Fault.FAILURE)
             child.kill()
 
-    def _show_stacks(self, child: Child) -> None:
+    def _show_stacks(self, child: Process) -> None:
         """Have the worker write its threads' stacks to its log."""
         before = self._run_dir.log.stat().st_size
         child.signal(SHOW_STACKS)
@@ -203,6 +206,11 @@ class AttemptRun:
         )
 
 
+def _removed(run_dir: RunDir) -> Outcome:
+    cause = f"the run folder {run_dir.path} was removed while the run was going on"
+    return ExitCode.CHECKPOINT, f"{cause}, and with it what was saved", Fault.FINAL
+
+
 def _interrupted() -> Outcome:
     return ExitCode.INTERRUPTED, "interrupted; the worker was ended at once", Fault.FINAL
 
@@ -228,4 +236,4 @@ def _add_device(run_dir: RunDir, event: Started) -> None:
     described["device"] = {"name": event.device, "count": event.devices, "pid": event.pid}
     described["versions"].update(event.versions)
     described["variables"] = {k: v for k, v in os.environ.items() if k.startswith("XLA_")}
-    write_json(run_dir.environment, described)
+    write_json(run_dir.environment, described, durable=False)

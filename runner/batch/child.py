@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,42 +16,69 @@ from typing import Any
 from runner.record.events import Event
 from runner.record.pipe import EventReader
 
+#: The module that a worker runs.
+WORKER = "runner.worker"
 _WAIT_S = 0.1
+
+
+def start_child(
+    request: Mapping[str, Any], environment: Mapping[str, str], log: pathlib.Path
+) -> Child:
+    """Start a worker for one job."""
+    child = Child(environment=environment, log=log)
+    child.send(request)
+    child.no_more()
+    return child
 
 
 class Child:
     """A worker in a process group of its own, so that Ctrl-C reaches it only through us.
 
     Args:
-        request: What the worker shall do, as JSON values.
         environment: Variables set on top of this process's.
         log: File that takes the worker's standard output and error.
     """
 
-    def __init__(
-        self, request: Mapping[str, Any], *, environment: Mapping[str, str], log: pathlib.Path
-    ) -> None:
+    def __init__(self, *, environment: Mapping[str, str], log: pathlib.Path) -> None:
         reading, writing = os.pipe()
+        answered, answering = os.pipe()
         os.set_blocking(reading, False)
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "runner.worker", str(writing), str(os.getpid())],
+                [sys.executable, "-m", WORKER, str(writing), str(os.getpid()), str(answered)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=[writing],
+                pass_fds=[writing, answered],
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
         os.close(writing)
-        self._descriptor = reading
-        self._reader = EventReader(reading)
+        os.close(answered)
+        self._descriptor, self._answering = reading, answering
+        self._reader = EventReader(reading, answering)
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Ask for a job. A worker that died meanwhile is no error here: `exit_code` tells."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
+
+    def no_more(self) -> None:
+        """No further job will follow: the worker ends after those that it has."""
         assert self._process.stdin is not None
-        try:
-            with self._process.stdin as stdin:
-                stdin.write(json.dumps(request).encode() + b"\n")
-        except BrokenPipeError:
-            pass  # It died at once; `exit_code` tells.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def dismiss(self, seconds: float) -> None:
+        """Let an idle worker end, and end it if it takes longer."""
+        self.no_more()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        self.kill()
+        self._process.wait()
 
     def events(self) -> Iterator[Event]:
         """The events that have arrived."""
@@ -82,5 +110,6 @@ class Child:
             return
 
     def close(self) -> None:
-        """Let go of the pipe; the worker must have ended."""
+        """Let go of the pipes; the worker must have ended."""
         os.close(self._descriptor)
+        os.close(self._answering)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -38,6 +39,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -47,11 +49,17 @@ def _version(name: str) -> str | None:
 
 def _git(folder: pathlib.Path) -> dict[str, Any] | None:
     """Commit of the checkout that holds the runner, and whether it was changed since."""
+    state = _git_state(folder)
+    return None if state is None else {"commit": state[0], "dirty": state[1]}
+
+
+@functools.cache  # a batch asks once a job, and the code that this process runs stays the same
+def _git_state(folder: pathlib.Path) -> tuple[str, bool] | None:
     commit = _git_output(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
     changes = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit.strip(), "dirty": bool(changes)}
+    return commit.strip(), bool(changes)
 
 
 def _git_output(folder: pathlib.Path, *arguments: str) -> str | None:

@@ -61,6 +61,17 @@ def earlier_result(run_dir: RunDir, storage: Storage) -> Result | None:
     return dataclasses.replace(result, goodput=goodput, attempts=[*result.attempts, attempt])
 
 
+def evaluated_step(run_dir: RunDir) -> int:
+    """The step of the newest evaluation that is recorded; 0 for none."""
+    newest = 0
+    broken = contextlib.suppress(OSError, ValueError, KeyError, TypeError)
+    with broken, open(run_dir.metrics, "rb") as journal:
+        for line in journal:
+            if b'"eval/' in line and line.endswith(b"\n"):
+                newest = int(json.loads(line)["step"])
+    return newest
+
+
 def _last_logged_step(run_dir: RunDir) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
         lines = run_dir.metrics.read_bytes().splitlines(keepends=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Iterator
 
@@ -22,8 +23,12 @@ class LogTail:
         self._rest = b""
 
     def lines(self, *, final: bool = False) -> Iterator[str]:
-        """New whole lines without the runtime's noise; with `final` a last part line too."""
-        with open(self._path, "rb") as file:
+        """New whole lines without the runtime's noise; with `final` a last part line too.
+
+        A file that somebody removed has none.
+        """
+        new = b""
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
             file.seek(self._position)
             new = file.read()
         self._position += len(new)

@@ -6,17 +6,20 @@ an outcome with a reason, and what deserves another try gets one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
-import sys
 import time
 import traceback
+from collections.abc import Iterator
 
 from runner.batch.attempt import AttemptRun
+from runner.batch.child import start_child
 from runner.batch.environment import describe_environment
-from runner.batch.history import check_resumable, earlier_result
+from runner.batch.history import check_resumable, earlier_result, evaluated_step
 from runner.batch.retries import Budgets, is_deadly
+from runner.batch.seat import Seat
 from runner.batch.stop import StopSignals
 from runner.config.codec import config_to_json
 from runner.config.hardware import Hardware, find_hardware
@@ -51,16 +54,24 @@ class RunPlan:
     tensorboard_root: pathlib.Path
 
 
-def supervise(config: Config, run_dir: RunDir, *, plan: RunPlan) -> Result:
+def supervise(
+    config: Config, run_dir: RunDir, *, plan: RunPlan, seat: Seat | None = None
+) -> Result:
     """Run a job in child processes and record what became of it.
 
     A folder that holds checkpoints is gone on with.
+
+    Args:
+        config: What to do.
+        run_dir: The run folder.
+        plan: What the folder records of how it was asked for.
+        seat: Where it takes place, in a batch. Default: alone, at this process's console.
 
     Raises:
         BusyError: Another process owns the run folder.
         ConfigError: The folder's checkpoints are of another configuration.
     """
-    with run_dir.lock():
+    with run_dir.lock(), _alone() if seat is None else contextlib.nullcontext(seat) as seat:
         place = location(run_dir, config.checkpoint.root)
         storage = open_storage(place)
         check_resumable(config, run_dir, storage)
@@ -70,37 +81,45 @@ def supervise(config: Config, run_dir: RunDir, *, plan: RunPlan) -> Result:
         observer = Observer(
             run_dir,
             config=config,
-            console=Console(),
+            console=seat.display,
             logdir=plan.tensorboard_root,
             earlier=earlier,
         )
-        with StopSignals() as stop:
-            run = _Run(config, run_dir, observer=observer, stop=stop, place=place)
-            run.attempts.extend(earlier.attempts if earlier else [])
-            result = run.to_the_end()
+        run = _Run(config, run_dir, observer=observer, seat=seat, place=place)
+        run.attempts.extend(earlier.attempts if earlier else [])
+        result = run.to_the_end()
         observer.finish(result)
-        if result.reason:
-            print(f"runner: {result.reason}", file=sys.stderr)
     return result
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[Seat]:
+    console = Console()
+    try:
+        with StopSignals() as stop:
+            yield Seat(console, stop, start_child)
+    finally:
+        console.close()
+
+
 def _write_request(run_dir: RunDir, plan: RunPlan) -> None:
-    write_atomic(run_dir.config, plan.config_yaml)
-    write_atomic(run_dir.overrides, "".join(f"{override}\n" for override in plan.overrides))
-    write_json(run_dir.environment, describe_environment())
+    overrides = "".join(f"{override}\n" for override in plan.overrides)
+    write_atomic(run_dir.config, plan.config_yaml, durable=False)
+    write_atomic(run_dir.overrides, overrides, durable=False)
+    write_json(run_dir.environment, describe_environment(), durable=False)
 
 
 class _Run:
     """The attempts of one run."""
 
     def __init__(
-        self, config: Config, run_dir: RunDir, *, observer: Observer, stop: StopSignals, place: str
+        self, config: Config, run_dir: RunDir, *, observer: Observer, seat: Seat, place: str
     ) -> None:
         self.attempts: list[Attempt] = []
         self._config = config
         self._run_dir = run_dir
         self._observer = observer
-        self._stop = stop
+        self._seat, self._stop = seat, seat.stop
         self._place = place
         self._storage = open_storage(place)
 
@@ -110,7 +129,7 @@ class _Run:
         budgets = Budgets(self._config.retries, saved_step=saved[0] if saved else 0)
         while True:
             self._record(State.RUNNING)
-            attempt = self._guarded_attempt()
+            attempt = self._stop.verdict(self._guarded_attempt())
             self.attempts.append(attempt)
             wait_s = budgets.wait_s(attempt)
             if wait_s is None or (self._stop.asked and attempt.fault is Fault.PREEMPTION):
@@ -131,8 +150,9 @@ class _Run:
         code = ExitCode.PREEMPTED if terminated else ExitCode.INTERRUPTED
         how = "preempted by SIGTERM" if terminated else "interrupted"
         cause = f"{how} before the next attempt; the last one: {attempt.cause}"
-        last = dataclasses.replace(attempt, exit_code=int(code), cause=cause)
-        return self._record(state_of(code), last)
+        stopped = dataclasses.replace(attempt, exit_code=int(code), cause=cause)
+        last = self._stop.verdict(stopped)
+        return self._record(state_of(last.exit_code), last)
 
     def _guarded_attempt(self) -> Attempt:
         try:
@@ -145,8 +165,8 @@ class _Run:
             return Attempt(cause, int(ExitCode.BUG), 0, 0.0, Fault.FINAL, first_step=-1)
 
     def _attempt(self) -> Attempt:
-        preflight = self._config.mode is Mode.preflight
-        hardware = Hardware("cpu", 1) if preflight else find_hardware(self._config.hardware)
+        none_here = self._config.mode is Mode.preflight or self._seat.elsewhere
+        hardware = Hardware("cpu", 1) if none_here else self._find_hardware()
         if hardware.notice and not self.attempts:
             self._observer.handle(Notice("info", hardware.notice))
         note_location(self._run_dir, self._place)
@@ -154,14 +174,19 @@ class _Run:
             "config": config_to_json(self._config),
             "checkpoints": self._place,
             "folder": os.fspath(self._run_dir.path.absolute()),
+            "evaluated": evaluated_step(self._run_dir),
         }
         return AttemptRun(
             self._run_dir,
             observer=self._observer,
-            stop=self._stop,
+            seat=self._seat,
             timeouts=self._config.timeouts,
             on_saved=self._note_progress,
         ).run(request, hardware.environment())
+
+    def _find_hardware(self) -> Hardware:
+        single = self._config.parallel.name == "single"
+        return find_hardware(self._config.hardware, single=single)
 
     def _note_progress(self) -> None:
         self._record(State.RUNNING)
@@ -178,7 +203,8 @@ class _Run:
         )
         result = self._observer.fill(outcome)
         try:
-            write_json(self._run_dir.result, strict_json(result.to_json()))
+            plain = strict_json(result.to_json())
+            write_json(self._run_dir.result, plain, durable=state.ended)
         except OSError as error:  # a full disk ends no run; its state is in the checkpoints
             self._say(f"cannot write {self._run_dir.result}: {error}")
         return result

@@ -7,6 +7,7 @@ does is `runner.batch`'s; what Hydra does with a configuration stays Hydra's.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -19,9 +20,11 @@ import hydra
 import runner
 from runner.cli import arguments, commands
 from runner.cli.arguments import Arguments
-from runner.cli.batch import check_batch
+from runner.cli.batch import plan_batch, show_plan
 from runner.cli.help import help_text, no_job_text
-from runner.cli.runs import Asked, Runs
+from runner.cli.plugins import register
+from runner.cli.runs import Asked, HydraTask, Runs
+from runner.cli.words import batch_words, command_of, folder_override, refuse_batch_words
 from runner.config.compose import CONFIG_NAME, VERSION_BASE, Composer
 from runner.config.hydra_words import COMPLAINTS, explained
 from runner.config.trust import trusted_packages
@@ -36,7 +39,7 @@ def main() -> int:
     """The command line in `sys.argv`; returns the exit code."""
     wants_traceback = os.environ.get(_FULL_ERROR) == "1"
     try:
-        code = _main(sys.argv[1:])
+        code = run(sys.argv[1:])
         sys.stdout.flush()
         return code
     except RunnerError as error:
@@ -60,7 +63,12 @@ def conf_folder() -> pathlib.Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def _main(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
+    """The command line in `argv`; returns the exit code.
+
+    Raises:
+        RunnerError: It cannot be done.
+    """
     if "--version" in argv:
         print(f"runner {runner.__version__}, hydra-core {hydra.__version__}")
         return ExitCode.DONE
@@ -90,15 +98,31 @@ def _show(asked: Arguments, composer: Composer) -> int:
 
 def _run(asked: Arguments, composer: Composer) -> int:
     if asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides:
-        check_batch(composer, asked.overrides)
-    else:
-        composer.config(asked.overrides)
+        return _run_batch(asked, composer)
+    refuse_batch_words(asked.overrides)
+    composer.config(asked.overrides)
     runs = Runs(composer, supervise=_supervise)
+    _through_hydra(asked, composer, runs)
+    return runs.exit_code
+
+
+def _run_batch(asked: Arguments, composer: Composer) -> int:
+    asked = dataclasses.replace(asked, overrides=batch_words(asked.overrides))
+    plan = plan_batch(composer, asked.overrides)
+    if plan.settings.dry_run:
+        show_plan(plan)
+        return ExitCode.DONE
+    # Imported late: it brings TensorBoard's writer, which a wrong key need not wait for.
+    from runner.cli.grid import Grid
+
+    runs: Runs | Grid = Runs(composer, supervise=_supervise)
+    if plan.ours:
+        runs = Grid(plan, command_of(asked))
+    register()
     try:
-        _through_hydra(asked, composer, runs)
+        _through_hydra(asked, composer, runs, extra=(folder_override(plan.folder),))
     finally:
-        if runs.batch_folder is not None:
-            _show_batch(runs, runs.batch_folder)
+        runs.show()
     return runs.exit_code
 
 
@@ -114,14 +138,8 @@ def _supervise(asked: Asked) -> Result:
     return supervise(asked.config, asked.folder, plan=plan)
 
 
-def _show_batch(runs: Runs, folder: pathlib.Path) -> None:
-    from runner.cli.table import show_batch  # rich: as in _supervise
-
-    show_batch(runs.rows, folder=folder)
-
-
 def _through_hydra(
-    asked: Arguments, composer: Composer, runs: Runs, *, extra: tuple[str, ...] = ()
+    asked: Arguments, composer: Composer, runs: HydraTask, *, extra: tuple[str, ...] = ()
 ) -> int:
     decorate = hydra.main(
         config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base=VERSION_BASE
@@ -134,8 +152,12 @@ def _through_hydra(
         return ExitCode.CONFIG if error.code else ExitCode.DONE
     except COMPLAINTS as error:
         raise explained(error, composer.options) from error
-    except PermissionError as error:
-        raise ConfigError(f"the output folder must be writable: {error}") from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"the output folder (hydra.run.dir) must be one that can be made: {error}"
+        ) from error
     return ExitCode.DONE
 
 

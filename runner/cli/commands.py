@@ -6,11 +6,14 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from runner.batch.ledger import FILE_NAME, read_ledger
+from runner.cli.words import folder_override
 from runner.config.changes import check_unchanged
 from runner.config.stored import changed_config, read_config
 from runner.config.trust import trusted_packages
@@ -31,12 +34,15 @@ def run(name: str, argv: Sequence[str]) -> int:
 
 def _resume(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="runner resume", description="Go on with a run from its newest checkpoint."
+        prog="runner resume",
+        description="Go on with a run from its newest checkpoint, or with what a batch has left.",
     )
-    parser.add_argument("run", help="the run folder")
+    parser.add_argument("run", help="the folder of a run or of a batch")
     parser.add_argument("overrides", nargs="*", help="key=value: more steps=, say")
     asked = _parsed(parser, argv)
     run_dir = RunDir(pathlib.Path(asked.run).absolute())
+    if (run_dir.path / FILE_NAME).exists():
+        return _resume_batch(run_dir.path, asked.overrides)
     if not run_dir.config.exists():
         raise ConfigError(f"resume needs a run folder with config.yaml; got {asked.run!r}")
     config, text = changed_config(run_dir.config, asked.overrides, trusted=trusted_packages())
@@ -60,6 +66,23 @@ def _is_done(run_dir: RunDir) -> bool:
     except (OSError, ValueError):
         return False
     return result.state is State.SUCCEEDED
+
+
+def _resume_batch(folder: pathlib.Path, overrides: Sequence[str]) -> int:
+    """The command that began a batch, once more, in the same folders."""
+    from runner.cli import app
+
+    command = read_ledger(folder)[1]
+    try:
+        os.chdir(command.cwd)
+    except OSError as error:
+        raise ConfigError(
+            f"the batch in {folder} was started in {command.cwd}, which must still be there: "
+            f"its configuration may name files by relative paths ({error})"
+        ) from error
+    flags = [f"--config-dir={command.config_dir}"] if command.config_dir else []
+    again = [*command.overrides, *overrides, folder_override(folder), "batch.resume=true"]
+    return app.run(["-m", *flags, *again])
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -102,5 +125,53 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Na
         raise ConfigError(f"{parser.prog}: {reason}; --help shows how") from None
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"resume": _resume, "export": _export}
+def _ls(argv: Sequence[str]) -> int:
+    from runner.cli import look  # numpy, rich: no other command needs them
+
+    parser = argparse.ArgumentParser(prog="runner ls", description="List runs and batches.")
+    look.add_ls(parser)
+    return look.ls(_parsed(parser, argv))
+
+
+def _report(argv: Sequence[str]) -> int:
+    from runner.cli import look  # as in _ls
+
+    parser = argparse.ArgumentParser(
+        prog="runner report", description="Write one HTML file about runs that opens offline."
+    )
+    look.add_report(parser)
+    return look.report(_parsed(parser, argv))
+
+
+def _explain(argv: Sequence[str]) -> int:
+    from runner.cli.explain import explain  # as in _ls
+
+    parser = argparse.ArgumentParser(
+        prog="runner explain",
+        description="Print the ten dearest operations of a run's training step, each with the "
+        "module of the model that it comes from: measured, from a profile (profile.steps), or "
+        "estimated by the TPU compiler (mode=preflight).",
+    )
+    parser.add_argument("run", help="a run folder")
+    return explain(_parsed(parser, argv).run)
+
+
+def _tensorboard(argv: Sequence[str]) -> int:
+    from runner.cli import tensorboard  # as in _ls
+
+    parser = argparse.ArgumentParser(
+        prog="runner tensorboard", description="Start TensorBoard on localhost."
+    )
+    tensorboard.add_tensorboard(parser)
+    return tensorboard.tensorboard(_parsed(parser, argv))
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "resume": _resume,
+    "export": _export,
+    "ls": _ls,
+    "report": _report,
+    "explain": _explain,
+    "tensorboard": _tensorboard,
+}
 NAMES = tuple(_COMMANDS)

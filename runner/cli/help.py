@@ -10,7 +10,7 @@ from runner.config.compose import Composer
 from runner.config.mistakes import listed
 from runner.record.errors import ConfigError
 
-_GROUPS = ("job", "backend", "optim", "schedule", "data", "hardware")
+_GROUPS = ("job", "backend", "optim", "schedule", "data", "hardware", "parallel")
 
 _HELP = """\
 Trains a PyTorch job, or a batch of them, as compiled XLA programs.
@@ -28,9 +28,14 @@ Examples:
   python -m runner --config-dir my_conf job=mine               a job of your own; set
       RUNNER_TRUST=my_package to the package that my_conf/job/mine.yaml names
 
-Go on:      python -m runner resume RUNDIR [key=value]         from its newest checkpoint
+Batches:    dry_run=true shows the plan; batch.max_concurrent, batch.retries, batch.name ...
+Search:     hydra/sweeper=optuna 'optim.lr=tag(log, interval(0.001, 1))' batch.metric=eval/loss
+Go on:      python -m runner resume DIR [key=value]            a run, or what a batch has left
+List:       python -m runner ls [DIR]                          runs and batches, how they stand
+Report:     python -m runner report DIR                        one HTML file that opens offline
 Export:     python -m runner export RUNDIR --to model.safetensors
-Look:       tensorboard --logdir outputs
+Look:       python -m runner tensorboard [DIR]             the newest run or batch, on localhost
+Explain:    python -m runner explain RUNDIR                the dearest operations, by module
 Show:       python -m runner job=resnet --cfg job              every key, without running it
 Complete:   eval "$(runner -sc install=bash)"                  bash, zsh or fish; for the console
             script `runner` only: completion does not work for `python -m runner`

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -62,6 +63,13 @@ class Row:
     preflight: PreflightReport | None = None
 
 
+class HydraTask(Protocol):
+    """What has a task function that Hydra can call."""
+
+    def run(self, cfg: DictConfig) -> None:
+        """One run, from its composed configuration."""
+
+
 class Runs:
     """The task function that Hydra calls, and its results.
 
@@ -83,6 +91,13 @@ class Runs:
         if self.batch_folder is None and len(codes) == 1:
             return codes[0]
         return ExitCode.DONE if codes and not any(codes) else ExitCode.JOB_FAILED
+
+    def show(self) -> None:
+        """Print the table of a batch."""
+        from runner.cli.table import show_batch  # rich, which a single run has no need of
+
+        if self.batch_folder is not None:
+            show_batch(self.rows, folder=self.batch_folder)
 
     def run(self, cfg: DictConfig) -> None:
         """One run, from its composed configuration to its row.

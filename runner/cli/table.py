@@ -37,7 +37,7 @@ def _outcomes(rows: Sequence[Row]) -> Table:
         table.add_column(heading, overflow="fold")
     table.add_column("seconds", justify="right")
     for row in rows:
-        state = Text(row.state.value, style="green" if row.state is State.SUCCEEDED else "red")
+        state = Text(row.state.value, style=row.state.colour)
         table.add_row(
             str(row.number),
             Text(" ".join(row.overrides)),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import typing
 from typing import Any
 
 from runner.config.schema import Config
+from runner.config.typed import type_hints
 
 
 def config_to_json(config: Config) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(cls: type[Any], plain: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     values = {}
     for key, value in plain.items():
         hint = hints[key]

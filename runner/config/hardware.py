@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from runner.config.chips import ALIASES, CHIPS, SLICES, Chip
 from runner.config.mistakes import listed
-from runner.config.schema import HardwareConfig
+from runner.config.schema import Config, HardwareConfig, Mode
 from runner.record.errors import DeviceError
 
 #: Device files by which a TPU VM shows its chips (v2-v4, and v5e and later).
@@ -133,6 +133,20 @@ def find_hardware(
     told = SLICES.get(config.name) or SLICES.get(machine.slice)
     hosts = told.hosts if told and devices == machine.chips else 1
     return Hardware("tpu", devices, of=machine.chips, hosts=hosts, chip=machine.chip)
+
+
+def hardware_of(config: Config, *, machine: Machine | None = None) -> HardwareConfig:
+    """What a job takes of a machine: the chips stated where `parallel=` tells and it does not.
+
+    A preflight takes none: the compiler needs no chip.
+    """
+    machine = machine or Machine.look()
+    hardware = config.hardware
+    if config.mode is Mode.preflight:
+        return HardwareConfig(name="cpu")
+    if config.parallel.name == "single" or hardware.devices or hardware.name == "cpu":
+        return hardware
+    return dataclasses.replace(hardware, devices=machine.chips) if machine.chips else hardware
 
 
 def _refuse_absent(config: HardwareConfig, machine: Machine) -> None:

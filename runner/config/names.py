@@ -10,8 +10,12 @@ from runner.config.chips import SLICES
 BACKENDS = ("openxla_step", "openxla", "openxla_eval", "lazy", "eager")
 TRAINING_BACKENDS = ("openxla_step", "openxla", "lazy", "eager")
 SCHEDULES = ("constant", "linear", "cosine")
+PARALLEL = ("single", "data", "fsdp", "fsdp_tensor")
+MESH_BACKENDS = ("openxla_step",)
 FINDABLE = ("batch_size",)
 HARDWARE = ("auto", "cpu", "tpu", *SLICES)
+ISOLATIONS = ("warm", "process")
+BEST = ("min", "max")
 
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "ASGD": ("lambd", "alpha", "t0", "weight_decay", "foreach", "maximize"),
@@ -60,6 +64,14 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "SGD": ("momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach"),
 }
 """Class in torch.optim -> its options, without `params` and `lr` and the runner's own."""
+
+NO_MESH = {
+    "eager": "it runs on the host",
+    "lazy": "it does not fix how an update's results lie, so that XLA would compile them anew",
+    "openxla": "its bridge traces anew when results lie otherwise than they did",
+    "openxla_eval": "its bridge traces anew when results lie otherwise than they did",
+}
+"""Backend that runs on one device only -> why."""
 
 REFUSED_OPTIMIZERS = {
     "LBFGS": "it evaluates the loss several times an update, through a closure that no "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from runner.config import names
 from runner.config.chips import SLICES
 from runner.config.mistakes import Mistake, did_you_mean, listed
+from runner.config.parallel import check_parallel
 from runner.config.schema import Config, Mode
+from runner.config.trust import check_name
 from runner.config.typed import check_like
 
 
@@ -19,8 +22,8 @@ def check_rules(config: Config) -> None:
     Raises:
         Mistake: The first rule that is broken.
     """
-    rules = (_run, _batch, _backend, _optimizer, _schedule, _hardware, _checkpoint, _faults)
-    for rule in (*rules, _preflight):
+    rules = (_run, _batch, _backend, _optimizer, _schedule, _hardware, check_parallel)
+    for rule in (*rules, _checkpoint, _faults, _profile, _preflight, _sweep):
         rule(config)
 
 
@@ -67,6 +70,13 @@ def _backend(config: Config) -> None:
             f"got {config.hardware.name!r}",
         )
     _steps_per_call(config)
+    for switch, on in dataclasses.asdict(config.backend.passes).items():
+        if name != "openxla_step" and not on:
+            raise Mistake(
+                f"backend.passes.{switch}",
+                f"backend.passes.{switch} must be true, its default, with backend={name}: only "
+                "openxla_step has passes to turn off; got false",
+            )
 
 
 def _steps_per_call(config: Config) -> None:
@@ -217,6 +227,28 @@ def _multiple(key: str, value: int, *, of: int) -> None:
         )
 
 
+def _profile(config: Config) -> None:
+    key, steps = "profile.steps", config.profile.steps
+    if steps is None:
+        return
+    least, most = config.backend.steps_per_call + 1, config.steps
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+    if not (len(steps) == 2 and whole and least <= steps[0] <= steps[1] <= most):
+        raise Mistake(
+            key,
+            f"{key} must be [first, last], two updates from {least} (what compiles is not traced) "
+            f"to steps={most}; got {steps}",
+        )
+    if config.mode is not Mode.train:
+        raise Mistake(key, f"{key} must be null with mode={config.mode.value}: nothing is trained")
+    if config.backend.name == "eager":
+        raise Mistake(
+            key,
+            f"{key} must be null with backend=eager: the trace is XLA's; got {steps}. Use another "
+            "backend",
+        )
+
+
 def _preflight(config: Config) -> None:
     asked, find = config.preflight, config.preflight.find
     if find is not None:
@@ -248,6 +280,22 @@ def _preflight(config: Config) -> None:
             f"preflight.suggest must be false with preflight.find={find}: a batch that fits is "
             "what is searched for; got true",
         )
+
+
+def _sweep(config: Config) -> None:
+    batch = config.batch
+    if batch.name is not None:
+        check_name(batch.name, key="batch.name")
+    for name in ("chips_per_job", "max_concurrent"):
+        value = getattr(batch, name)
+        if value is not None:
+            _at_least(f"batch.{name}", value, 1)
+    _at_least("batch.retries", batch.retries, 0)
+    if batch.time_limit_s is not None:
+        _positive("batch.time_limit_s", batch.time_limit_s)
+    _one_of("batch.isolation", batch.isolation, names.ISOLATIONS)
+    _one_of("batch.best", batch.best, names.BEST)
+    _positive("ray.cpus_per_job", config.ray.cpus_per_job)
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -68,6 +68,34 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PassesConfig:
+    """What is done to the traced step before it is compiled (`openxla_step` only).
+
+    Those that round more than float32 does act under `precision=bf16` alone, and round to bf16.
+
+    Attributes:
+        attention: The softmax's backward pass by the sum of dO * O; heads that share keys stay
+            together.
+        casts: Casts that change nothing are removed.
+        cross_entropy: The right class by comparing int32, probabilities computed again.
+        embeddings: Rows of embeddings come in bf16.
+        indices: Rows of embeddings are looked up by int32.
+        norms: Statistics in float32, the output in bf16.
+        parameters: Parameters that are added to, or multiply, activations do so in bf16.
+        sums: Sums and means of bf16 are taken in float32.
+    """
+
+    attention: bool = True
+    casts: bool = True
+    cross_entropy: bool = True
+    embeddings: bool = True
+    indices: bool = True
+    norms: bool = True
+    parameters: bool = True
+    sums: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class BackendConfig:
     """How a training step becomes a program.
 
@@ -75,10 +103,12 @@ class BackendConfig:
         name: One of the names in `runner.config.names.BACKENDS`.
         steps_per_call: Updates that one program makes (`openxla_step` only): more than 1 for
             models so small that even one dispatch a step is too much.
+        passes: What is done to the traced step before it is compiled.
     """
 
     name: str
     steps_per_call: int = 1
+    passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +157,20 @@ class HardwareConfig:
     name: str = "auto"
     devices: int | None = None
     peak_flops_per_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How a job is spread over its devices.
+
+    Attributes:
+        name: "single" uses one device; "data" cuts the batch; "fsdp" cuts the batch, the
+            parameters and the optimizer's state; "fsdp_tensor" cuts matrix products as well.
+        tensor: Devices along the tensor axis of "fsdp_tensor"; 1 with the others.
+    """
+
+    name: str = "single"
+    tensor: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +251,66 @@ class PreflightConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A trace for TensorBoard's profile page and for `python -m runner explain`.
+
+    Attributes:
+        steps: [first, last] update to trace, or null. Profiled updates are not in the step-time
+            figures; the first call of a process compiles and is not traced.
+    """
+
+    steps: list[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """How the jobs of a batch (`-m`) share the machine. The same for all of them.
+
+    Attributes:
+        name: Name of the batch's folder in `multirun/`; null takes date and time.
+        dry_run: Whether to show the plan and stop; `dry_run=true` says it too.
+        resume: Whether to go on with the batch that the folder holds; `resume=true` says it too.
+        chips_per_job: TPU chips of one job; null takes `hardware.devices`, or one.
+        max_concurrent: Jobs at a time; null takes as many as the chips allow, one on the CPU.
+        isolation: "warm" hands jobs with the same graph to one process, which compiles it once;
+            "process" starts a process for each job.
+        retries: How often a job that failed is put at the end of the queue again, after its own
+            retries.
+        time_limit_s: Seconds that one job may take in all, or null.
+        fail_fast: Whether the first failure stops the other jobs.
+        metric: What decides which job is the best, such as "eval/accuracy"; null takes
+            "eval/loss", or "train/loss" where there is none.
+        best: "min" or "max": which value of the metric is the best.
+    """
+
+    name: str | None = None
+    dry_run: bool = False
+    resume: bool = False
+    chips_per_job: int | None = None
+    max_concurrent: int | None = None
+    isolation: str = "warm"
+    retries: int = 0
+    time_limit_s: float | None = None
+    fail_fast: bool = False
+    metric: str | None = None
+    best: str = "min"
+
+
+@dataclasses.dataclass(frozen=True)
+class RayConfig:
+    """The cluster that a batch with hydra/launcher=ray runs on. The same for all of its jobs.
+
+    Attributes:
+        address: HOST:PORT of a cluster that runs, or auto for one on this machine; null starts
+            one here, which ends with the batch.
+        cpus_per_job: Processor cores that a job asks for where it asks for no TPU chips.
+    """
+
+    address: str | None = None
+    cpus_per_job: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run.
 
@@ -226,6 +330,8 @@ class Config:
             there in a new folder.
         init_from: A path as for `resume`, of which only weights and buffers are taken.
         model: The job's own settings.
+        batch: How the jobs of a batch share the machine.
+        ray: The cluster that they run on instead, with hydra/launcher=ray.
     """
 
     job: JobConfig
@@ -234,7 +340,9 @@ class Config:
     optim: OptimConfig
     schedule: ScheduleConfig
     hardware: HardwareConfig
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     preflight: PreflightConfig = dataclasses.field(default_factory=PreflightConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     mode: Mode = Mode.train
     steps: int = 100
     seed: int = 0
@@ -250,3 +358,5 @@ class Config:
     retries: RetriesConfig = dataclasses.field(default_factory=RetriesConfig)
     timeouts: TimeoutsConfig = dataclasses.field(default_factory=TimeoutsConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    ray: RayConfig = dataclasses.field(default_factory=RayConfig)

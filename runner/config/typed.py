@@ -26,6 +26,9 @@ _WORDS = {
     dict: "a section of keys",
 }
 
+#: Evaluating them anew for each job of a sweep would take most of its planning.
+_hints: dict[type[Any], dict[str, Any]] = {}
+
 
 def build(cls: type[T], values: Any, *, path: str = "") -> T:
     """An instance of the dataclass `cls`, nested ones included.
@@ -40,7 +43,7 @@ def build(cls: type[T], values: Any, *, path: str = "") -> T:
     """
     if not isinstance(values, Mapping):
         raise Mistake(path, f"{path} must be {_WORDS[dict]}; got {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     refuse_unknown(values, fields, path=path)
     for name, field in fields.items():
@@ -52,10 +55,17 @@ def build(cls: type[T], values: Any, *, path: str = "") -> T:
     return cls(**converted)
 
 
+def type_hints(cls: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    if cls not in _hints:
+        _hints[cls] = typing.get_type_hints(cls)
+    return _hints[cls]
+
+
 def known_keys(cls: type[Any], path: str = "") -> list[str]:
     """Every dotted key of the dataclass `cls`, sections included."""
     keys: list[str] = []
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in type_hints(cls).items():
         key = join(path, name)
         keys.append(key)
         if dataclasses.is_dataclass(hint):

@@ -46,6 +46,16 @@ class Appender:
         finally:
             del self.backlog[:done]
 
+    def sync(self) -> None:
+        """Write what is queued and wait until it would survive a power cut.
+
+        Raises:
+            OSError: Some could not be written; see `flush`.
+        """
+        self.flush()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Write what is queued and close.
 

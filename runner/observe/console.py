@@ -40,7 +40,7 @@ class Console:
         stdout: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        errors = SafeStream(stderr or sys.stderr)
+        self._errors = errors = SafeStream(stderr or sys.stderr)
         self._out = _rich(SafeStream(stdout or sys.stdout))
         drawable = errors.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._display: LiveDisplay | PlainDisplay = (
@@ -69,8 +69,11 @@ class Console:
         self._display.close()
 
     def summary(self, result: Result, logdir: pathlib.Path) -> None:
-        """Print the final table and the TensorBoard command."""
+        """Print the final table and the TensorBoard command; the reason of a failure last."""
         print_summary(self._out, result=result, logdir=logdir)
+        if result.reason:
+            self._errors.write(f"runner: {result.reason}\n")
+            self._errors.flush()
 
 
 def _rich(stream: SafeStream) -> RichConsole:

@@ -24,7 +24,7 @@ GRAPHS_KEPT = 1000
 
 @dataclasses.dataclass(frozen=True)
 class StepMeans:
-    """Means over some steps that did not compile."""
+    """Means over some steps that neither compiled nor were profiled."""
 
     time_ms: float
     host_ms: float
@@ -33,8 +33,8 @@ class StepMeans:
 
 
 def step_means(records: Sequence[StepRecord]) -> StepMeans | None:
-    """Means over the steps that did not compile, or None if all did."""
-    timed = [record for record in records if not record.compiled]
+    """Means over the steps that neither compiled nor were profiled, or None without any."""
+    timed = [record for record in records if record.timed]
     if not timed:
         return None
     return StepMeans(
@@ -46,7 +46,7 @@ def step_means(records: Sequence[StepRecord]) -> StepMeans | None:
 
 
 class StepTimes:
-    """Times of the steps that did not compile, 24 bytes a step, ordered by step."""
+    """Times of the steps that count, 24 bytes a step, ordered by step."""
 
     def __init__(self) -> None:
         self._steps = array.array("q")
@@ -66,9 +66,9 @@ class StepTimes:
         return max(0.0, self.time_s - self.wait_s)
 
     def add(self, records: Sequence[StepRecord]) -> None:
-        """Take completed steps; those that compiled are left out."""
+        """Take completed steps; those that compiled or were profiled are left out."""
         for record in records:
-            if record.compiled:
+            if not record.timed:
                 continue
             self._steps.append(record.step)
             self._time_ms.append(record.time_ms)

@@ -28,8 +28,10 @@ _LEFT_OUT = (
     "data.entry",
     "resume",
     "checkpoint.",
+    "profile.",
     "retries.",
     "timeouts.",
+    "batch.",
 )
 
 

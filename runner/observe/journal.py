@@ -32,6 +32,14 @@ class Journal:
         self._appender.write(line.encode() + b"\n")
         self._appender.flush()
 
+    def sync(self) -> None:
+        """Wait until what was written would survive a power cut.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._appender.sync()
+
     def purge(self, step: int) -> None:
         """Take out the points from `step` on, because these steps will be repeated.
 

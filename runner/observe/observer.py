@@ -15,13 +15,13 @@ from typing import Any
 
 from runner.config.schema import Config
 from runner.observe import tables
-from runner.observe.console import Console
+from runner.observe.display import Display
 from runner.observe.hparams import hparams_of
 from runner.observe.journal import Journal
 from runner.observe.metrics import Point, Tally
 from runner.observe.preflight import preflight_text
 from runner.observe.tensorboard import TensorBoardWriter
-from runner.record.events import Ended, Evaluated, Event, Preflighted, Started, Steps
+from runner.record.events import Ended, Evaluated, Event, Preflighted, Saving, Started, Steps
 from runner.record.outcome import Result, State
 from runner.record.preflight import report_from_json
 from runner.record.rundir import RunDir
@@ -47,7 +47,7 @@ class Observer:
         run_dir: RunDir,
         *,
         config: Config,
-        console: Console,
+        console: Display,
         logdir: pathlib.Path | None = None,
         earlier: Result | None = None,
     ) -> None:
@@ -70,6 +70,9 @@ class Observer:
             self._begin(event)
         if point is not None:
             self._write(point)
+        if isinstance(event, Saving):
+            with self._survive("metrics.jsonl"):
+                self._journal.sync()
         if isinstance(event, (Steps, Evaluated, Ended)):
             self._write_graphs(final=isinstance(event, Ended))
         if isinstance(event, Evaluated) and point is not None:

@@ -14,6 +14,7 @@ from runner.record.events import (
     GraphRecord,
     Phase,
     Planned,
+    Profiled,
     Started,
     Steps,
 )
@@ -56,6 +57,23 @@ class Progress:
         """Whether steps go by, so that a bar says more than a clock."""
         return self.phase == "training" and bool(self._values)
 
+    @property
+    def loss(self) -> float | None:
+        """The newest loss."""
+        return self._values.get("train/loss")
+
+    @property
+    def examples_per_s(self) -> float | None:
+        """The newest throughput."""
+        return self._values.get("throughput/examples_per_s")
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the steps to come will take, if they are like the latest."""
+        if self._step_ms is None or self.steps <= self.step:
+            return None
+        return (self.steps - self.step) * self._step_ms / 1e3
+
     def phase_line(self) -> str:
         """The phase and how long it has gone on."""
         phase = self.phase
@@ -74,9 +92,8 @@ class Progress:
         ):
             if tag in values:
                 parts.append(form.format(values[tag]))
-        if self._step_ms is not None and self.steps > self.step:
-            left_s = (self.steps - self.step) * self._step_ms / 1e3
-            parts.append(f"{duration(left_s)} left")
+        if self.left_s is not None:
+            parts.append(f"{duration(self.left_s)} left")
         return parts
 
     def _take_steps(self, point: Point) -> None:
@@ -125,6 +142,11 @@ def evaluated_line(event: Evaluated) -> str:
     return f"eval at step {event.step}: {metrics}  ({event.examples:,} examples)"
 
 
+def profiled_line(event: Profiled) -> str:
+    """Which updates a profile shows, and where it is."""
+    return f"profile of updates {event.first_step} to {event.last_step}: {event.folder}"
+
+
 def message_of(event: Event) -> str | None:
     """The line that an event is worth wherever it is shown, if it is worth one."""
     if isinstance(event, Started):
@@ -133,4 +155,6 @@ def message_of(event: Event) -> str | None:
         return compiled_line(event.graph)
     if isinstance(event, Evaluated):
         return evaluated_line(event)
+    if isinstance(event, Profiled):
+        return profiled_line(event)
     return None

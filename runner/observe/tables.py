@@ -23,7 +23,9 @@ def environment_table(facts: Mapping[str, Any]) -> str:
 
 def graphs_table(graphs: Iterable[Mapping[str, Any]]) -> str:
     """One row a compiled graph, in the order of compilation."""
-    header = ("graph", "nodes", "trace s", "XLA s", "input MB", "step", "cause", "hash")
+    header = (
+        *("graph", "nodes", "trace s", "XLA s", "input MB", "step", "cause", "passes", "hash"),
+    )
     rows = (
         (
             graph["role"],
@@ -33,6 +35,7 @@ def graphs_table(graphs: Iterable[Mapping[str, Any]]) -> str:
             f"{graph['bytes'] / 1e6:.2f}",
             graph["step"],
             f"**recompile** {graph['cause']}" if graph["recompile"] else graph["cause"],
+            ", ".join(f"{name} {count}" for name, count in graph["passes"].items()),
             graph["hash"],
         )
         for graph in graphs

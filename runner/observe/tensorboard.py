@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,9 @@ _LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 _serial = itertools.count()
+_PREFIX = "events.out.tfevents."
+_DIGITS = 17
+_STAMP = re.compile(r"\d{10}\.\d{6}")
 
 
 class TensorBoardWriter:
@@ -50,12 +54,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: pathlib.Path, *, hparams: Mapping[str, hp.HParam]) -> None:
-        # Readers take a folder's files in the order of their names: of two processes that
-        # continue one run in the same second, the later must sort behind.
-        now = f"{time.time():017.6f}"
-        host = socket.gethostname()
-        name = f"events.out.tfevents.{now}.{host}.{os.getpid()}.{next(_serial)}"
-        self._appender = Appender(folder / name)
+        self._appender = Appender(folder / _file_name(folder))
         self._records = RecordWriter(self._appender)
         self._hparams = dict(hparams)
         self._has_experiment = False
@@ -127,6 +126,18 @@ class TensorBoardWriter:
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
         self._records.flush()
+
+
+def _file_name(folder: pathlib.Path) -> str:
+    """A name behind those of all files in the folder.
+
+    Readers take a folder's files in the order of their names: of two processes that continue
+    one run, the later must sort behind, in the same second and after the clock was set back.
+    """
+    stamps = [path.name.removeprefix(_PREFIX)[:_DIGITS] for path in folder.glob(f"{_PREFIX}*")]
+    newest = max((float(stamp) for stamp in stamps if _STAMP.fullmatch(stamp)), default=0.0)
+    now = f"{max(time.time(), newest + 1e-6):0{_DIGITS}.6f}"
+    return f"{_PREFIX}{now}.{socket.gethostname()}.{os.getpid()}.{next(_serial)}"
 
 
 def _event(summary: Any, *, step: int = 0, at: float | None = None) -> Any:

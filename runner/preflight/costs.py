@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import heapq
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -157,6 +158,18 @@ def cycles(module: Module) -> tuple[dict[Place, int], dict[str, int]]:
                 continue
             estimated[_main_place(instruction, module)] += times * instruction.cycles
     return dict(estimated), dict(without)
+
+
+def dearest(module: Module, count: int) -> list[tuple[Instruction, Place, int]]:
+    """The `count` operations with the highest estimates: each with its place and its cycles."""
+    estimated = [
+        (instruction, times * instruction.cycles)
+        for computation, times in module.runs()
+        for instruction in computation.instructions
+        if instruction.opcode not in _FREE and instruction.cycles is not None
+    ]
+    largest = heapq.nlargest(count, estimated, key=lambda one: one[1])
+    return [(one, _main_place(one, module), cycles) for one, cycles in largest]
 
 
 def _is_scalar(instruction: Instruction) -> bool:

@@ -11,13 +11,13 @@ from typing import Protocol
 from torch import Tensor
 
 from runner.backends.base import Recipe
+from runner.backends.step.origins import origin_of
 from runner.config.chips import SLICES
 from runner.config.schema import Config
 from runner.preflight import verdict
 from runner.preflight.cache import Question, VerdictCache, cache_folder
 from runner.preflight.hlo import Module
 from runner.preflight.layout import Layout, layout
-from runner.preflight.origins import origin_of
 from runner.preflight.tpu_compiler import (
     CompilerError,
     Port,
@@ -96,13 +96,13 @@ class Preflight:
         """
         self.send(Phase("tracing"))
         described = self.describe(config)
-        try:
-            step = trace(described.recipe, described.batch)
-        except LoweringError as error:
-            raise BackendError(_not_lowered(error)) from error
         target = SLICES[config.hardware.name]
         shape = (1,) * len(target.shape) if config.hardware.devices == 1 else target.shape
         chips = math.prod(shape)
+        try:
+            step = trace(described.recipe, described.batch, pack=chips == 1)
+        except LoweringError as error:
+            raise BackendError(_not_lowered(error)) from error
         placed = layout(chips, step.arguments, step.results)
         subject = Subject(
             step=step,

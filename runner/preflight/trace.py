@@ -20,10 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runner.backends.base import Recipe
 from runner.backends.step.function import StepFunction
+from runner.backends.step.layout import Layout
+from runner.backends.step.origins import Origin, Origins, origin_of
 from runner.backends.step.splice import trace_whole
 from runner.backends.step.trace import fake_inputs
 from runner.preflight.described import DescribedState, described_optimizer
-from runner.preflight.origins import Origin, Origins, origin_of
 from runner.xla import device
 from runner.xla.placeholder import NumberedNodes, lower
 
@@ -81,6 +82,7 @@ class TracedStep:
         parameters: Numbers in the model's parameters.
         trace_s: Seconds until there was an FX graph.
         lower_s: Seconds from there to HLO.
+        passes: What the passes changed: name of a pass to how often.
     """
 
     hlo: bytes
@@ -91,6 +93,7 @@ class TracedStep:
     parameters: int
     trace_s: float
     lower_s: float
+    passes: Mapping[str, int]
 
     def operation(self, name: str) -> Operation | None:
         """What the operation of a name in `hlo` was lowered from; None for XLA's own."""
@@ -98,13 +101,14 @@ class TracedStep:
         return self.operations[int(found[1])] if found else None
 
 
-def trace(recipe: Recipe, batch: Mapping[str, Tensor]) -> TracedStep:
+def trace(recipe: Recipe, batch: Mapping[str, Tensor], *, pack: bool = False) -> TracedStep:
     """Traces and lowers a training step.
 
     Args:
         recipe: The step; of its model only names, shapes and types are read, so it may be on
             the "meta" device.
         batch: Tensors of the shapes and types of a batch, on any device.
+        pack: Whether small tensors lie side by side, as they do on one device.
 
     Raises:
         UntraceableStepError: The step cannot become one graph.
@@ -121,16 +125,18 @@ def trace(recipe: Recipe, batch: Mapping[str, Tensor]) -> TracedStep:
             loss=origins.loss(recipe.loss),
             make_optimizer=described_optimizer(origins.optimizer(recipe.make_optimizer)),
         )
-        function = StepFunction(described, device_type=target.type)
+        function = StepFunction(described, device_type=target.type, pack=pack)
         equal = function.equal_scalars(function.initial)
         rates = [torch.zeros(()) for _ in range(function.groups)]
     function.batch_names = sorted(batch)
     values = [*function.initial, *rates, *(batch[name] for name in function.batch_names)]
-    with origins.recorded():
+    # The recorder above the rewrites: what a user's call becomes has that call's origin.
+    with function.passes.rewriting(), origins.recorded():
         graph, merged = trace_whole(function, fake_inputs(values, target), equal=equal)
-    traced_s = time.monotonic() - started
-    names = _input_names(function)
-    return _lowered(graph, values, names=names, merged=merged, trace_s=traced_s)
+        layout = Layout(function.initial, merged=merged, roles=function.roles)
+    inputs = _Inputs(function, values, layout)
+    step = _lowered(graph, inputs, trace_s=time.monotonic() - started)
+    return dataclasses.replace(step, passes=function.passes.made)
 
 
 def without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -149,33 +155,45 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-def _input_names(function: StepFunction) -> list[str]:
-    state = [f"{group}/{name}" for group, name in function.state_names]
-    rates = [f"lr/{group}" for group in range(function.groups)]
-    return [*state, *rates, *(f"batch/{name}" for name in function.batch_names)]
+class _Inputs:
+    """The program's inputs: buffers of the state, rates, batch.
+
+    Attributes:
+        names: A name for each; a buffer of several tensors bears that of the first.
+        values: Tensors of their shapes and types.
+        layout: How the state lies in its buffers.
+        parameters: Numbers in the model's parameters.
+    """
+
+    def __init__(self, function: StepFunction, values: Sequence[Tensor], layout: Layout) -> None:
+        self.layout = layout
+        count = len(function.initial)
+        names = [f"{group}/{name}" for group, name in function.state_names]
+        rates = [f"lr/{group}" for group in range(function.groups)]
+        batch = [f"batch/{name}" for name in function.batch_names]
+        self.names = [*(_together([names[i] for i in held]) for held in layout.held)]
+        self.names += [*rates, *batch]
+        self.values = [*layout.pack(values[:count]), *values[count:]]
+        held = zip(names, values[:count], strict=True)
+        self.parameters = sum(value.numel() for name, value in held if name.startswith("params/"))
 
 
-def _lowered(
-    graph: fx.GraphModule,
-    values: Sequence[Tensor],
-    *,
-    names: Sequence[str],
-    merged: Mapping[int, int],
-    trace_s: float,
-) -> TracedStep:
+def _together(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _lowered(graph: fx.GraphModule, inputs: _Inputs, *, trace_s: float) -> TracedStep:
     started = time.monotonic()
-    numbered = NumberedNodes(graph)
-    state = [i for i, name in enumerate(names) if name.partition("/")[0] in _STATE]
-    kept = [i for i in state if i not in merged]
-    step = lower(_kept_step(numbered, kept), values)
-    arguments = _arguments(step.arguments, values, names=names)
-    outputs = [*(names[i] for i in kept), "loss", "grad_norm"]
+    numbered, count = NumberedNodes(graph), len(inputs.layout)
+    step = lower(_buffered(numbered, inputs.layout), inputs.values)
+    outputs = [*inputs.names[:count], "loss", "grad_norm"]
     results = {
         number: name
         for name, number in zip(outputs, step.results, strict=True)
         if number is not None
     }
     replaced = set(results.values())
+    arguments = _arguments(step.arguments, inputs.values, names=inputs.names)
     return TracedStep(
         hlo=step.hlo,
         arguments=[
@@ -185,26 +203,21 @@ def _lowered(
         results=[results[number] for number in range(len(results))],
         operations=[Operation(_op_name(node), origin_of(node)) for node in numbered.nodes],
         nodes=sum(node.op == "call_function" for node in numbered.nodes),
-        parameters=sum(
-            value.numel()
-            for value, name in zip(values, names, strict=True)
-            if name.startswith("params/")
-        ),
+        parameters=inputs.parameters,
         trace_s=trace_s,
         lower_s=time.monotonic() - started,
+        passes={},
     )
 
 
-_STATE = ("params", "buffers", "optimizer")
-
-
-def _kept_step(graph: NumberedNodes, kept: Sequence[int]) -> Callable[..., list[Tensor | None]]:
-    """A step as `openxla_step` runs it: merged state is neither read nor returned."""
+def _buffered(graph: NumberedNodes, layout: Layout) -> Callable[..., list[Tensor | None]]:
+    """A step as `openxla_step` runs it: from buffers to buffers."""
+    count = len(layout)
 
     def run(*flat: Tensor, use_seed: Callable[[int], None]) -> list[Tensor | None]:
         use_seed(0)
-        loss, norm, *new = graph.run(*flat)
-        return [*(new[i] for i in kept), loss, norm]
+        loss, norm, *new = graph.run(*layout.unpack(flat[:count]), *flat[count:])
+        return [*layout.pack(new), loss, norm]
 
     return run
 

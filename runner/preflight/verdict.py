@@ -22,6 +22,7 @@ from runner.preflight.trace import TracedStep
 from runner.record import preflight as record
 
 _LARGEST = 12
+_DEAREST = 20
 _GIB = 2**30
 
 
@@ -246,6 +247,10 @@ def _estimate(subject: Subject, module: Module, flops: Mapping[Place, float]) ->
         cycles=total,
         step_s=total / subject.chip.clock_hz,
         modules=sorted(modules, key=lambda one: -one.cycles),
+        operations=[
+            record.OperationCost(one.name, one.opcode, place.phase, _module(place), count)
+            for one, place, count in costs.dearest(module, _DEAREST)
+        ],
         without=without,
     )
 

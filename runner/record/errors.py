@@ -26,6 +26,7 @@ class ExitCode(enum.IntEnum):
     CHECKPOINT = 73
     HANG = 74
     PREEMPTED = 75
+    PRUNED = 76
     INTERRUPTED = 130
 
 

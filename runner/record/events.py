@@ -25,6 +25,7 @@ class GraphRecord:
         step: Completed optimizer updates when it was compiled.
         cause: Why it was compiled: "first call", or what changed.
         recompile: Whether it was compiled after warm-up.
+        passes: What the passes changed: name of a pass to how often.
     """
 
     role: str
@@ -36,6 +37,7 @@ class GraphRecord:
     step: int
     cause: str
     recompile: bool = False
+    passes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +99,8 @@ class StepRecord:
         host_ms: Host time spent in dispatching the step.
         data_wait_ms: Time that the loop waited for its batch.
         programs: Device programs a step, over the last moments.
-        compiled: Whether anything was compiled during the step; such a step is kept out
-            of all step-time figures.
+        compiled: Whether anything was compiled during the step.
+        profiled: Whether a trace was taken of it.
     """
 
     step: int
@@ -107,6 +109,12 @@ class StepRecord:
     data_wait_ms: float
     programs: float
     compiled: bool
+    profiled: bool = False
+
+    @property
+    def timed(self) -> bool:
+        """Whether the step counts in step-time figures."""
+        return not (self.compiled or self.profiled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +155,18 @@ class Evaluated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Saving:
+    """A checkpoint is about to be written: the worker waits until all before is recorded.
+
+    A run that comes back to the checkpoint does not repeat the steps before it, so what is
+    known of them must be in files by then, even if the parent is killed.
+    """
+
+    kind: ClassVar[str] = "saving"
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointSaved:
     """A checkpoint is complete on disk.
 
@@ -164,6 +184,24 @@ class CheckpointSaved:
     bytes: int
     seconds: float
     write_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Profiled:
+    """A trace of some updates is complete on disk.
+
+    Attributes:
+        first_step: The first update that it shows.
+        last_step: The last one.
+        folder: The TensorBoard folder that it is in.
+        seconds: How long the trace was, with what writing it took.
+    """
+
+    kind: ClassVar[str] = "profiled"
+    first_step: int
+    last_step: int
+    folder: str
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +247,9 @@ Event: TypeAlias = (
     | Compiled
     | Steps
     | Evaluated
+    | Saving
     | CheckpointSaved
+    | Profiled
     | Alive
     | Preflighted
     | Notice
@@ -225,7 +265,9 @@ _KINDS: dict[str, type[Any]] = {
         Compiled,
         Steps,
         Evaluated,
+        Saving,
         CheckpointSaved,
+        Profiled,
         Alive,
         Preflighted,
         Notice,

@@ -8,8 +8,14 @@ import pathlib
 from typing import Any
 
 
-def write_atomic(path: pathlib.Path, content: str | bytes) -> None:
+def write_atomic(path: pathlib.Path, content: str | bytes, *, durable: bool = True) -> None:
     """Replace `path` by `content`: temporary name, flush, fsync, rename, fsync of the folder.
+
+    Args:
+        path: The file.
+        content: Its new content.
+        durable: Whether to wait until it would survive a power cut (some milliseconds): not
+            for what is soon written again or can be made again.
 
     Raises:
         OSError: The disk is full or the folder is not writable; `path` is as it was.
@@ -20,21 +26,23 @@ def write_atomic(path: pathlib.Path, content: str | bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Replace `path` by strict JSON.
+def write_json(path: pathlib.Path, value: Any, *, durable: bool = True) -> None:
+    """Replace `path` by strict JSON; see `write_atomic`.
 
     Raises:
         ValueError: `value` holds NaN or an infinity; use `strict_json` first.
     """
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n", durable=durable)
 
 
 def sync_folder(folder: pathlib.Path) -> None:

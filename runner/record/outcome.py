@@ -25,11 +25,25 @@ class State(str, enum.Enum):
     PREEMPTED = "preempted"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
+    PRUNED = "pruned"
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to the run by itself."""
         return self not in (State.PENDING, State.RUNNING)
+
+    @property
+    def good(self) -> bool:
+        """Whether the run came to the end that was wanted of it."""
+        return self in (State.SUCCEEDED, State.PRUNED)
+
+    @property
+    def colour(self) -> str:
+        """How it is shown, in rich's words."""
+        return _COLOURS.get(self.value, "red")
+
+
+_COLOURS = {"succeeded": "green", "pruned": "yellow", "running": "cyan", "pending": "dim"}
 
 
 def state_of(exit_code: int) -> State:
@@ -40,6 +54,8 @@ def state_of(exit_code: int) -> State:
         return State.TIMED_OUT
     if exit_code == ExitCode.PREEMPTED:
         return State.PREEMPTED
+    if exit_code == ExitCode.PRUNED:
+        return State.PRUNED
     return State.CANCELLED if exit_code == ExitCode.INTERRUPTED else State.FAILED
 
 

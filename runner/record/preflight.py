@@ -105,6 +105,17 @@ class ModuleCost:
 
 
 @dataclasses.dataclass(frozen=True)
+class OperationCost:
+    """What an operation of the program costs by the compiler's estimate, and where it is from."""
+
+    name: str
+    opcode: str
+    phase: str
+    module: str
+    cycles: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate:
     """The compiler's own cost model.
 
@@ -112,12 +123,14 @@ class Estimate:
         cycles: Sum over a step, loop bodies times their trips.
         step_s: The same at the chip's clock.
         modules: By module, dearest first.
+        operations: The dearest ones, dearest first.
         without: Operations that have no estimate, by opcode.
     """
 
     cycles: int
     step_s: float
     modules: list[ModuleCost]
+    operations: list[OperationCost]
     without: dict[str, int]
 
 
@@ -217,6 +230,7 @@ def report_from_json(plain: Mapping[str, Any]) -> PreflightReport:
     if values["estimate"] is not None:
         estimate = dict(values["estimate"])
         estimate["modules"] = [ModuleCost(**one) for one in estimate["modules"]]
+        estimate["operations"] = [OperationCost(**one) for one in estimate["operations"]]
         values["estimate"] = Estimate(**estimate)
     for name in ("suggestions", "search"):
         values[name] = [Trial(**one) for one in values[name]]

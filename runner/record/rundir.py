@@ -66,6 +66,19 @@ class RunDir:
         self.tensorboard.mkdir(parents=True, exist_ok=True)
         self.log.touch()
 
+    def in_use(self) -> bool:
+        """Whether a process of this host that has the folder still lives; of others, whether one
+        ever had it. For shows only: `lock` decides.
+        """
+        try:
+            who = json.loads((self.path / ".lock.json").read_text())
+            if who["host"] != socket.gethostname():
+                return True
+            os.kill(who["pid"], 0)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return True
+
     def lock(self) -> filelock.BaseFileLock:
         """Take the folder for this process; the lock ends with the process.
 

@@ -69,6 +69,7 @@ class _Launch:
     host_s: float
     wait_s: float
     programs: float
+    profiled: bool
 
 
 class StepClock:
@@ -78,6 +79,9 @@ class StepClock:
         backend: Asked for its counts of compiles and programs.
         on_end: Called with each finished step, in order, in the clock's thread.
         now: Monotonic seconds.
+
+    Attributes:
+        profiling: Whether the steps that are launched are traced.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class StepClock:
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.now = now
+        self.profiling = False
         self._backend = backend
         self._on_end = on_end
         self._launches: queue.Queue[_Launch | None] = queue.Queue(maxsize=_AHEAD)
@@ -133,7 +138,8 @@ class StepClock:
         self._raise_error()
         self._launched = step
         programs = self._programs.per_step(step)
-        self._launches.put(_Launch(step, CallMetrics(metrics), host_s, wait_s, programs))
+        launch = _Launch(step, CallMetrics(metrics), host_s, wait_s, programs, self.profiling)
+        self._launches.put(launch)
 
     def drain(self) -> None:
         """Wait until every step has ended.
@@ -182,8 +188,10 @@ class StepClock:
                 data_wait_ms=launch.wait_s * shared_ms,
                 programs=launch.programs,
                 compiled=compiled,
+                profiled=launch.profiled,
             )
             self._on_end(FinishedStep(record, launch.metrics, k))
+        self._backend.ended(launch.step)
 
 
 class _ProgramRate:

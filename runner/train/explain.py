@@ -8,6 +8,8 @@ import psutil
 
 from runner.record.errors import ExitCode, Fault, is_busy
 
+#: The runtime's words for one on the device; the name of its status is not always among them.
+_DEVICE_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory allocating", "Ran out of memory in memory")
 #: torch's words for an allocation on the host that failed.
 _HOST_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 _SIZE = re.compile(r"\d[\d,.]*\s*(?:[KMGT]i?B?|bytes)\b")
@@ -21,7 +23,7 @@ def explain(error: Exception, *, state_bytes: int) -> tuple[ExitCode, str, Fault
         state_bytes: Bytes of the training state, for the message when memory is short.
     """
     text = str(error)
-    if "RESOURCE_EXHAUSTED" in text:
+    if any(words in text for words in _DEVICE_WORDS):
         reason = f"out of device memory: {_sizes(text)}{first_line(error)}; the training state "
         reason += f"takes {_gb(state_bytes)}. Smaller job.batch_size, or larger accumulate_steps"
         return ExitCode.DEVICE, reason, Fault.FINAL

@@ -1,8 +1,8 @@
 """The training loop.
 
-The order is fixed: stop? save? next batch, step, clock, log, evaluate. A call of the backend makes
-one update, or several where the job asks for it. The host never waits for the call that it
-has just handed over; every place where it does wait is marked `# sync:`.
+The order is fixed: stop? save? profile? next batch, step, clock, log, evaluate. A call of the
+backend makes one update, or several where the job asks for it. The host never waits for the
+call that it has just handed over; every place where it does wait is marked `# sync:`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from runner.backends.base import Backend
 from runner.config.schema import Config
 from runner.record.errors import CheckpointError, NonFiniteError, StopRequested
 from runner.record.events import Evaluated, Event, Notice, Phase, StepRecord, Steps
-from runner.train.build import Built
+from runner.train.build import Built, example_batch
 from runner.train.clock import FinishedStep, StepClock
 from runner.train.input import InputPipeline, evaluation_batches
 from runner.train.order import BatchOrder
+from runner.train.profiler import Profiler
 from runner.train.pulse import Pulse
 from runner.train.saver import Saver
 from runner.train.schedule import learning_rate
@@ -43,7 +44,11 @@ class Training:
         send: Where events go.
         stop: Whether to stop early.
         saver: Saves the state.
+        profiler: Traces some steps.
         step: Completed updates.
+        evaluated: The step of the newest evaluation that is recorded.
+        compiled_before: What XLA had compiled in this process before the job: a count and
+            seconds.
     """
 
     config: Config
@@ -52,7 +57,10 @@ class Training:
     send: Callable[[Event], None]
     stop: StopFlag
     saver: Saver
+    profiler: Profiler
     step: int = 0
+    evaluated: int = 0
+    compiled_before: tuple[int, float] = (0, 0.0)
     pulse: Pulse = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,8 +76,14 @@ class Training:
             CheckpointError: Too many saves failed.
         """
         count, log = self.backend.steps_per_call, StepLog(self)
+        if self.evaluation_due() and self.evaluated < self.step:
+            self._make_up_evaluation()
         self.send(Phase("training"))
-        with StepClock(self.backend, on_end=log.add) as clock, self.input() as batches:
+        with (
+            StepClock(self.backend, on_end=log.add) as clock,
+            self.input() as batches,
+            self.profiler as profiler,
+        ):
             while self.step < self.config.steps:
                 if self.stop.requested:
                     clock.drain()  # sync: the end of the run
@@ -80,13 +94,20 @@ class Training:
                     self.saver.save(self.step, self.backend.snapshot)
                     clock.resume()
 
+                if profiler.due(self.step, count):
+                    clock.drain()  # sync: before a pause
+                    profiler.turn(self.step)
+                    clock.profiling = profiler.running
+                    clock.resume()
+
                 waited = batches.waited_s
                 call = [next(batches) for _ in range(count)]
                 lrs = [self.lr(self.step + k) for k in range(count)]
                 ready, waited = clock.now(), batches.waited_s - waited
 
                 self.backend.log.step = self.step
-                metrics = self.backend.train_steps(call, step=self.step, lrs=lrs)
+                with profiler.call(self.step, count):
+                    metrics = self.backend.train_steps(call, step=self.step, lrs=lrs)
                 self.step += count
                 # sync: the call before the last one; the device has this one to go on with.
                 clock.launched(self.step, metrics, host_s=clock.now() - ready, wait_s=waited)
@@ -137,6 +158,13 @@ class Training:
         """Whether to evaluate now, between two steps."""
         every = self.config.eval_every
         return every > 0 and self.step % every == 0 and self.step < self.config.steps
+
+    def _make_up_evaluation(self) -> None:
+        """The run was stopped in the middle of an evaluation, which is still owed."""
+        example = example_batch(self.built, self.config)
+        calls = range(self.backend.steps_per_call)
+        self.backend.prepare([self.backend.place(example) for _ in calls])
+        self.evaluate()
 
     def evaluate(self) -> None:
         """Pass once over the held-out data; every example counts once.
@@ -197,15 +225,16 @@ class StepLog:
     def _send(self, finished: FinishedStep) -> None:
         training, step = self._training, finished.record.step
         metrics = {name: finished.value(name) for name in finished.metrics.names}
-        compile_count, compile_s = training.backend.compile_totals()
+        count, seconds = training.backend.compile_totals()
+        count_before, seconds_before = training.compiled_before
         batch_size = training.config.job.batch_size
         device_bytes, host_bytes = self._memory_bytes()
         training.send(
             Steps(
                 records=self._records,
                 metrics={**metrics, "lr": training.lr(step - 1)},
-                compile_count=compile_count,
-                compile_s=compile_s,
+                compile_count=count - count_before,
+                compile_s=seconds - seconds_before,
                 device_bytes=device_bytes,
                 host_rss_bytes=host_bytes,
                 examples_per_step=batch_size,

@@ -17,7 +17,7 @@ import torch
 from runner.backends.snapshot import Snapshot
 from runner.config.schema import CheckpointConfig
 from runner.record.errors import CheckpointError, NonFiniteError
-from runner.record.events import CheckpointSaved, Event, Notice
+from runner.record.events import CheckpointSaved, Event, Notice, Saving
 from runner.record.manifest import folder_name
 from runner.record.storage import Storage
 from runner.train.checkpoint import Label, Saved, save
@@ -143,6 +143,7 @@ class Saver:
         began = self._clock()
         try:
             _check_finite(snapshot)
+            self._send(Saving(snapshot.step))
             saved = save(
                 self._storage,
                 snapshot,

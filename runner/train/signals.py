@@ -22,6 +22,8 @@ class StopFlag:
         """Take SIGTERM (preemption) and SIGINT (Ctrl-C). Main thread only."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        # Ray's threads block SIGINT, and a process inherits that from the one that starts it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

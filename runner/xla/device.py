@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,17 +19,19 @@ def open_device() -> torch.device:
         DeviceBusyError: Another process has it still.
         DeviceError: The runtime cannot open it: there is no chip, say.
     """
-    try:
+    with opening():
         device: torch.device = torch_xla.device()
-    except RuntimeError as error:
-        kind = DeviceBusyError if is_busy(str(error)) else DeviceError
-        raise kind(f"the XLA device cannot be opened: {error}") from error
     return device
 
 
-def device_count() -> int:
-    """Devices that this process drives."""
-    return int(binding._xla_num_devices())
+@contextlib.contextmanager
+def opening() -> Iterator[None]:
+    """Around what opens the runtime, whose errors it makes ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        kind = DeviceBusyError if is_busy(str(error)) else DeviceError
+        raise kind(f"the XLA device cannot be opened: {error}") from error
 
 
 def manual_seed(seed: int) -> None:

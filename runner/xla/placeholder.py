@@ -16,6 +16,7 @@ from torch_xla.core import xla_builder
 
 from runner.xla.binding import binding
 from runner.xla.program import OutputPlan, numbers_as_constants
+from runner.xla.scopes import ScopedNodes, named_operations
 
 Graph = Callable[..., Sequence["Tensor | None"]]
 _SEED_MARK = 1
@@ -63,7 +64,7 @@ def lower(graph: Graph, inputs: Sequence[Tensor]) -> Lowered:
         LoweringError: An operation cannot be lowered.
     """
     places = [_placeholder(tensor) for tensor in inputs]
-    with _nothing_runs(), _named_operations(), numbers_as_constants(), torch.no_grad():
+    with _nothing_runs(), named_operations(), numbers_as_constants(), torch.no_grad():
         outputs = list(graph(*places, use_seed=_use_seed))
         plan = OutputPlan(outputs, places)
         context = binding.lowering.LoweringContext("step")
@@ -87,16 +88,6 @@ def _nothing_runs() -> Iterator[None]:
         binding._set_allow_execution(before)
 
 
-@contextlib.contextmanager
-def _named_operations() -> Iterator[None]:
-    before = binding._get_ir_debug()
-    binding._set_ir_debug(True)
-    try:
-        yield
-    finally:
-        binding._set_ir_debug(before)
-
-
 def _placeholder(tensor: Tensor) -> Tensor:
     made: Any = xla_builder.create_placeholder_tensor
     place: Tensor = made(tensor.shape, tensor.dtype)
@@ -107,7 +98,7 @@ def _use_seed(_: int) -> None:
     binding._xla_set_rng_seed(_SEED_MARK)
 
 
-class NumberedNodes(fx.Interpreter):
+class NumberedNodes(ScopedNodes):
     """Runs a graph so that each operation of its HLO bears the number of its node.
 
     Args:
@@ -118,21 +109,18 @@ class NumberedNodes(fx.Interpreter):
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph, garbage_collect_values=True)
         self.nodes = list(graph.graph.nodes)
-        self._number = {node: number for number, node in enumerate(self.nodes)}
+        numbers = {node: number for number, node in enumerate(self.nodes)}
+        super().__init__(graph, scope_of=lambda node: f"node{numbers[node]}")
 
     def run_node(self, n: fx.Node) -> Any:
         """See `fx.Interpreter`."""
         if isinstance(n.target, torch._ops.OpOverload) and not _has_lowering(n.target):
             raise LoweringError(n, "there is no lowering")
-        scope = binding.profiler.scope_pusher(f"node{self._number[n]}")
         try:
             return super().run_node(n)
         except RuntimeError as error:
             raise LoweringError(n, str(error).splitlines()[0]) from error
-        finally:
-            del scope
 
 
 _KERNELS = (

@@ -58,6 +58,10 @@ class Program:
     A call takes a flat list (the inputs in the graph's order, then `seeds` integers as 0-d int64
     tensors) and returns the graph's outputs in order, Nones included. Donated inputs are dead
     after the call.
+
+    Attributes:
+        facts: What building it told.
+        draws: Whether it reads a seed.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Program:
         sources = _Binding(inputs, ids=ids, values=values, seeds=seeds)
         self._constants = sources.constants
         self._take_arguments = _taker(sources.order)
+        self.draws = any(len(inputs) <= i < len(inputs) + seeds for i in sources.order)
         self._take_unchanged = _taker(plan.unchanged)
         self._take_outputs = plan.taker()
         self.facts = replace(self.facts, constants=len(sources.constants))
@@ -105,12 +110,12 @@ class Program:
         Args:
             flat: Inputs in the order of the graph, then the seeds.
         """
-        results = self._run(
+        results: list[Any] = self._run(
             self._hash,
             self._take_arguments(flat + self._constants if self._constants else flat),
         )
         if self._take_outputs is None:
-            return list(results)
+            return results
         results.extend(self._take_unchanged(flat))
         results.append(None)
         return list(self._take_outputs(results))

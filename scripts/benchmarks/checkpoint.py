@@ -76,6 +76,7 @@ def saving(
     from runner.train.build import build
     from runner.train.checkpoint import Label
     from runner.train.loop import Training
+    from runner.train.profiler import Profiler
     from runner.train.saver import Saver
     from runner.train.signals import StopFlag
 
@@ -95,7 +96,15 @@ def saving(
         storage = LocalStorage(pathlib.Path(folder))
         saver = Saver(storage, settings, label=Label({}, {}), send=events.append)
         stop = StopFlag()
-        training = Training(short, built, backend, send=events.append, stop=stop, saver=saver)
+        training = Training(
+            short,
+            built,
+            backend,
+            send=events.append,
+            stop=stop,
+            saver=saver,
+            profiler=Profiler(None, folder=pathlib.Path(folder), send=events.append),
+        )
         # The run's last state is saved after the last step, when there is nothing to slow down.
         saver.finish = lambda step, take: None  # type: ignore[method-assign]
         start = time.perf_counter()

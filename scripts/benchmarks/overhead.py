@@ -100,6 +100,7 @@ def measure(config: Config, *, rounds: int, steps: int) -> dict[str, float]:
     from runner.train.input import read
     from runner.train.loop import Training
     from runner.train.order import BatchOrder
+    from runner.train.profiler import Profiler
     from runner.train.saver import Saver
     from runner.train.signals import StopFlag
 
@@ -135,7 +136,13 @@ def measure(config: Config, *, rounds: int, steps: int) -> dict[str, float]:
 
         def looped() -> float:
             training = Training(
-                short, built, backend, send=writer.send, stop=StopFlag(), saver=saver
+                short,
+                built,
+                backend,
+                send=writer.send,
+                stop=StopFlag(),
+                saver=saver,
+                profiler=Profiler(None, folder=pathlib.Path(folder), send=writer.send),
             )
             start = time.perf_counter()
             training.train()

@@ -5,14 +5,15 @@ its own, in turns, one at a time. Batches are on the device beforehand. A turn i
 updates with nothing waited for in between and one wait for the device at its end, JAX's being
 `block_until_ready`; "step ms" is a burst's time over its updates, its median and 95th percentile
 over bursts. Then single calls are made on an idle device: "host ms" is the time until the call
-returns, "program ms" the binding's own call plus the program (the device's floor), "host/bind"
-host time over the time of `torch_xla._XLAC._run_cached_graph` alone with the arguments that the
-backend prepared. First steps go from weights on the host to a loss read on the host; imports and
-opening the device are not in them. "XLA s" are all compiles of the process. Ratios are ratios of
-medians. JAX's CPU client runs a program with donated inputs before its call returns: there its
-host time contains the program. The runner's backends and JAX's twins return loss and gradient
-norm, PyTorch's own openxla the loss alone. A contestant that does not answer within two minutes
-is ended.
+returns, from batches that lie on the device and a learning rate that no call had before; "after
+ms" what the runner's loop leaves to the thread that waits for a step's end (openxla_step frees
+there what the call has consumed), "program ms" the binding's own call plus the program (the
+device's floor), "host/bind" host ms over the time that `torch_xla._XLAC._run_cached_graph`
+takes of it, in the same calls. First steps go from weights on the host to a loss
+read on the host; imports and opening the device are not in them. "XLA s" are all compiles of the
+process. Ratios are ratios of medians. JAX's CPU client runs a program with donated inputs before
+its call returns: there its host time contains the program. All compute loss and gradient norm. A
+contestant that does not answer within two minutes is ended.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from contest.choices import some
 from contest.report import notes, show
 from contest.roster import CONTESTANTS, MODELS
 from contest.rounds import Effort, Row, compare
@@ -73,11 +75,11 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--models", type=_some(tuple(MODELS)), default=list(MODELS), help=", ".join(MODELS)
+        "--models", type=some(tuple(MODELS)), default=list(MODELS), help=", ".join(MODELS)
     )
     parser.add_argument(
         "--contestants",
-        type=_some(tuple(CONTESTANTS)),
+        type=some(tuple(CONTESTANTS)),
         default=list(CONTESTANTS),
         help=", ".join(CONTESTANTS),
     )
@@ -88,18 +90,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures")
     return parser.parse_args()
-
-
-def _some(choices: Sequence[str]) -> Any:
-    def read(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in choices:
-                allowed = ", ".join(choices)
-                raise argparse.ArgumentTypeError(f"must be among {allowed}; got {name!r}")
-        return [name for name in choices if name in names]
-
-    return read
 
 
 def _positive(text: str) -> int:

@@ -18,12 +18,13 @@ Optim = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class TiedNet(nn.Module):
-    """Convolution, batch normalisation, a frozen layer, tied weights, a buffer of its own."""
+    """Convolutions, batch normalisation, a frozen layer, tied weights, a buffer of its own."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
+        self.wide = nn.Conv2d(8, 8, 9, padding=4)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(32, 32)
         self.again = nn.Linear(32, 32)
@@ -34,7 +35,7 @@ class TiedNet(nn.Module):
         self.register_buffer("scale", torch.tensor(1.5))
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = F.relu(self.norm(self.conv(images)))
+        maps = self.wide(F.relu(self.norm(self.conv(images))))
         features = F.adaptive_avg_pool2d(maps, 2).flatten(1) * self.scale
         features = self.dropout(self.again(F.relu(self.hidden(features))))
         return self.head(F.relu(self.frozen(features)))

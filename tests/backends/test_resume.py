@@ -17,12 +17,14 @@ from runner.config.compose import Composer
 from runner.config.names import TRAINING_BACKENDS
 from runner.config.schema import Config
 from runner.config.trust import trusted_packages
-from runner.record.events import Event, Steps
+from runner.record.errors import StopRequested
+from runner.record.events import Evaluated, Event, Steps
 from runner.record.manifest import folder_name
 from runner.record.storage import LocalStorage
 from runner.train.build import build
 from runner.train.checkpoint import Label, load
 from runner.train.loop import Training
+from runner.train.profiler import Profiler
 from runner.train.resume import restore
 from runner.train.saver import Saver
 from runner.train.signals import StopFlag
@@ -51,6 +53,7 @@ class Outcome:
     """What a run left behind."""
 
     losses: dict[int, float]
+    evaluations: dict[int, dict[str, float]]
     state: dict[str, Tensor]
     first_step: int
 
@@ -60,7 +63,9 @@ def config_of(backend: str, *more: str) -> Config:
     return composer.config([*OVERRIDES, f"backend={backend}", *more])
 
 
-def train(config: Config, folder: pathlib.Path) -> Outcome:
+def train(
+    config: Config, folder: pathlib.Path, *, stop: StopFlag | None = None, evaluated: int = 0
+) -> Outcome:
     """Train in this process from whatever checkpoints the folder holds."""
     events: list[Event] = []
     storage = LocalStorage(folder)
@@ -77,19 +82,24 @@ def train(config: Config, folder: pathlib.Path) -> Outcome:
     first = restore(backend, config, own=storage, warn=pytest.fail)
     saver = Saver(storage, config.checkpoint, label=Label(names, {}), send=events.append)
     saver.begin(first)
-    data = dataclasses.replace(built.data, heldout=None)
-    Training(
-        config,
-        dataclasses.replace(built, data=data),
-        backend,
-        send=events.append,
-        stop=StopFlag(),
-        saver=saver,
-        step=first,
-    ).train()
+    heldout = built.data.heldout if config.eval_every else None
+    data = dataclasses.replace(built.data, heldout=heldout)
+    with saver:
+        Training(
+            config,
+            dataclasses.replace(built, data=data),
+            backend,
+            send=events.append,
+            stop=stop or StopFlag(),
+            saver=saver,
+            profiler=Profiler(None, folder=folder, send=events.append),
+            step=first,
+            evaluated=evaluated,
+        ).train()
     losses = {e.records[-1].step: e.metrics["loss"] for e in events if isinstance(e, Steps)}
+    evaluations = {e.step: e.metrics for e in events if isinstance(e, Evaluated)}
     _, state = load(storage, folder_name(config.steps))
-    return Outcome(losses, {name: t.clone() for name, t in state.items()}, first)
+    return Outcome(losses, evaluations, {name: t.clone() for name, t in state.items()}, first)
 
 
 def keep_only(whole: pathlib.Path, step: int, folder: pathlib.Path) -> pathlib.Path:
@@ -145,6 +155,38 @@ def test_saving_leaves_the_numbers_as_they_are(tmp_path: pathlib.Path) -> None:
     assert saved.losses == plain.losses
     for name, tensor in saved.state.items():
         assert torch.equal(tensor, plain.state[name])
+
+
+class StopAt(StopFlag):
+    """Asks for a stop at the call of `requested` with this number."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self._calls, self._at = 0, call
+
+    @property
+    def requested(self) -> bool:
+        self._calls += 1
+        return self._calls == self._at
+
+
+@pytest.mark.parametrize("backend", ["openxla_step", "lazy"])
+def test_an_evaluation_that_a_stop_cut_short_is_made_up_for(
+    backend: str, tmp_path: pathlib.Path
+) -> None:
+    config = config_of(backend, "eval_every=2", "job.eval_batch_size=500")
+    whole = train(config, tmp_path / "whole")
+    assert sorted(whole.evaluations) == [2, 4, STEPS]
+    # Asked before each of the two steps, then in the evaluation after them.
+    with pytest.raises(StopRequested):
+        train(config, tmp_path / "cut", stop=StopAt(3))
+    assert LocalStorage(tmp_path / "cut").steps()[0] == 2
+    resumed = train(config, tmp_path / "cut")
+    assert_equal(resumed, whole, first=2)
+    assert resumed.evaluations == whole.evaluations
+    (tmp_path / "again").mkdir()
+    later = keep_only(tmp_path / "cut", 2, tmp_path / "again")
+    assert sorted(train(config, later, evaluated=2).evaluations) == [4, STEPS]
 
 
 def test_a_resumed_run_has_nothing_to_save_before_its_first_step(tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from runner.backends.registry import build
 from runner.backends.step.trace import UntraceableStepError
 from runner.config import names
 from runner.record.events import GraphRecord
+from runner.train.clock import StepClock
 from runner.xla import counters
 from tests.backends import problems
 
@@ -167,14 +169,37 @@ def test_every_byte_that_training_changes_is_donated() -> None:
     backend.train_step(backend.place(problems.batch(0, size=11)), step=0, lr=0.1)
     (program,) = backend._programs.values()
     state = backend.state(1)
-    unchanged = {"frozen.weight", "frozen.bias", "scale"}
-    changed = {
-        id(tensor)
-        for group in state.groups().values()
-        for name, tensor in group.items()
-        if name not in unchanged
-    }
-    assert program.facts.aliases == len(changed)
+    counters_of = [t for name, t in state.optimizer.items() if name.endswith("/step")]
+    merged = (len(counters_of) - 1) * counters_of[0].element_size()
+    assert sum(t.numel() * t.element_size() for t in backend._carried) == state.bytes() - merged
+    assert program.facts.aliases == len(backend._carried)
+
+
+def test_a_call_is_let_go_of_when_its_end_was_seen() -> None:
+    backend = opened("openxla_step", dense(adamw))
+    assert isinstance(backend, OpenXlaStep)
+    trained(backend, [0.1])
+    calls: list[list[weakref.ref[Tensor]]] = []
+    with StepClock(backend, on_end=lambda finished: None) as clock:
+        for step in (1, 2):
+            batch = backend.place(rows(step))
+            calls.append([weakref.ref(t) for t in (*backend._carried, *batch.values())])
+            metrics = backend.train_step(batch, step=step, lr=0.1)
+            clock.launched(step + 1, metrics, host_s=0.0, wait_s=0.0)
+        del batch
+        clock.drain()
+        assert [ref() for refs in calls for ref in refs] == [None] * len(calls[0] + calls[1])
+
+
+def test_without_a_clock_the_inputs_of_three_calls_are_kept_and_no_more() -> None:
+    backend = opened("openxla_step", dense(adamw))
+    calls: list[list[weakref.ref[Tensor]]] = []
+    for step in range(5):
+        batch = backend.place(rows(step))
+        calls.append([weakref.ref(tensor) for tensor in batch.values()])
+        backend.train_step(batch, step=step, lr=0.1)
+    del batch
+    assert [calls[i][0]() is None for i in range(5)] == [True, True, False, False, False]
 
 
 def test_the_models_own_objects_hold_the_state_when_they_are_asked_for() -> None:

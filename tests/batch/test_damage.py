@@ -196,3 +196,18 @@ def test_a_loss_that_is_no_number_is_never_saved(tmp_path: pathlib.Path) -> None
     assert storage.steps() == [3, 2]
     _, tensors = load(storage, folder_name(3))
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_folder_that_is_removed_under_a_run_ends_it_with_a_word(tmp_path: pathlib.Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    changes: dict[str, Any] = {"steps": 10_000, "model__step_s": 0.05, "retries__failures": 2}
+    with runs.parent(run_dir.path, **changes) as parent:
+        runs.wait_for_step(run_dir, 2)
+        worker = runs.worker_pid(run_dir)
+        shutil.rmtree(run_dir.path)
+        assert parent.wait(timeout=60) == ExitCode.CHECKPOINT
+        assert parent.stdout is not None
+        said = parent.stdout.read()
+    assert f"the run folder {run_dir.path} was removed while the run was going on" in said
+    assert "Traceback" not in said
+    assert not runs.alive(worker)

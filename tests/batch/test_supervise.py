@@ -58,7 +58,8 @@ def test_a_fault_becomes_an_outcome(
 
 
 def test_what_came_before_the_end_of_a_worker_is_kept(tmp_path: pathlib.Path) -> None:
-    _, run_dir = runs.run(tmp_path / "killed", model__fault="kill")
+    # The clock holds one step and watches another: with the fourth, the first is known to be sent.
+    _, run_dir = runs.run(tmp_path / "killed", model__fault="kill", model__at=4)
     assert runs.last_step(run_dir) >= 1
     _, run_dir = runs.run(tmp_path / "raised", model__fault="raise")
     log = run_dir.log.read_text()

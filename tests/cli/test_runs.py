@@ -17,6 +17,9 @@ from runner.record.errors import DataError, ExitCode
 from runner.record.outcome import Result, state_of
 from tests.config.user_conf import write_conf
 
+#: A batch under Hydra's own launcher, which hands the runs over one by one.
+STOCK = ("-m", "hydra/launcher=basic")
+
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
@@ -82,7 +85,7 @@ def test_a_single_run_ends_with_its_own_exit_code(
 def test_one_failure_does_not_end_a_batch(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _main(monkeypatch, "-m", "job=mine", "seed=1,2,4,0") == 1
+    assert _main(monkeypatch, *STOCK, "job=mine", "seed=1,2,4,0") == 1
     assert [asked.config.seed for asked in supervisor.asked] == [1, 2, 4, 0]
     out = capsys.readouterr().out
     assert "no file x" in out
@@ -100,14 +103,14 @@ def test_one_failure_does_not_end_a_batch(
 def test_a_batch_that_succeeds_ends_with_zero(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
 ) -> None:
-    assert _main(monkeypatch, "-m", "job=mine", "seed=0", "optim.lr=0.1,0.2") == 0
+    assert _main(monkeypatch, *STOCK, "job=mine", "seed=0", "optim.lr=0.1,0.2") == 0
     assert [asked.config.optim.lr for asked in supervisor.asked] == [0.1, 0.2]
 
 
 def test_an_interruption_ends_the_batch(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _main(monkeypatch, "-m", "job=mine", "seed=0,3,5") == 130
+    assert _main(monkeypatch, *STOCK, "job=mine", "seed=0,3,5") == 130
     assert [asked.config.seed for asked in supervisor.asked] == [0, 3]
     assert "1 of 2 jobs succeeded" in capsys.readouterr().out
 
@@ -118,7 +121,7 @@ def test_a_batch_with_one_wrong_job_starts_none(
     capsys: pytest.CaptureFixture[str],
     tmp_path: pathlib.Path,
 ) -> None:
-    assert _main(monkeypatch, "-m", "job=mine", "seed=0,1", "optim.lr=0.1,-1") == 64
+    assert _main(monkeypatch, *STOCK, "job=mine", "seed=0,1", "optim.lr=0.1,-1") == 64
     assert supervisor.asked == []
     assert not (tmp_path / "multirun").exists()
     assert "job 1 of 0 to 3: optim.lr" in capsys.readouterr().err
@@ -127,7 +130,7 @@ def test_a_batch_with_one_wrong_job_starts_none(
 def test_a_sweep_over_every_job_is_expanded_beforehand(
     monkeypatch: pytest.MonkeyPatch, supervisor: Supervisor
 ) -> None:
-    assert _main(monkeypatch, "-m", "job=glob(mi*)", "seed=range(5,7)") == 0
+    assert _main(monkeypatch, *STOCK, "job=glob(mi*)", "seed=range(5,7)") == 0
     assert [asked.config.seed for asked in supervisor.asked] == [5, 6]
 
 

@@ -59,6 +59,10 @@ BROKEN = [
     (["backend.name=openxla_eval"], "no backward pass.*mode=evaluate"),
     (["backend.steps_per_call=0"], "backend.steps_per_call must be >= 1"),
     (
+        ["backend.name=lazy", "backend.passes.attention=false"],
+        "backend.passes.attention must be true, its default, with backend=lazy",
+    ),
+    (
         ["backend.name=lazy", "backend.steps_per_call=2"],
         "backend.steps_per_call must be 1 with backend=lazy",
     ),
@@ -70,6 +74,16 @@ BROKEN = [
         ["backend.name=openxla_step", "backend.steps_per_call=10", "eval_every=4", "steps=100"],
         "must divide eval_every: .*the nearest eval_every are 10",
     ),
+    (
+        ["profile.steps=[5]"],
+        r"profile.steps must be \[first, last\], two updates from 2 .*to steps=40",
+    ),
+    (["profile.steps=[1,3]", "steps=9"], "profile.steps must be .*two updates from 2 "),
+    (["profile.steps=[5,4]", "steps=9"], "profile.steps must be "),
+    (["profile.steps=[5,10]", "steps=9"], "to steps=9; got"),
+    (["profile.steps=[2,true]", "steps=9"], "profile.steps must be "),
+    (["profile.steps=[2,3]", "steps=9", "mode=evaluate"], "profile.steps must be null with mode="),
+    (["profile.steps=[2,3]", "steps=9", "backend.name=eager"], "with backend=eager: the trace is"),
     (["backend.name=eager", "hardware.name=tpu"], "hardware.name must be auto or cpu"),
     (["hardware.name=gpu"], "hardware.name must be one of auto, cpu, tpu, v4-8.*got 'gpu'"),
     (["hardware.devices=0"], "hardware.devices must be >= 1"),

@@ -91,7 +91,7 @@ def test_the_final_table_goes_to_stdout_and_ends_with_a_command_to_paste(
     logdir = tmp_path / ("it's a long name " * 10)
     Console(stderr=err, stdout=out).summary(RESULT, logdir)
     table, command = out.getvalue().rstrip("\n").rsplit("\n", 1)
-    assert err.getvalue() == ""
+    assert err.getvalue() == f"runner: {RESULT.reason}\n"
     for text in (
         "failed (exit code 72)",
         "12.00 ms median, 15.50 ms p95",

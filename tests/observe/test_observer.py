@@ -122,7 +122,10 @@ def test_texts_show_configuration_environment_and_graphs(
     assert "| git.commit | abc |" in texts["environment"]
     assert "| worker.versions.torch | 2.9.0 |" in texts["environment"]
     rows = texts["compile/graphs"].splitlines()
-    assert rows[2] == "| forward | 120 | 0.500 | 1.500 | 0.00 | 0 | first call | abc |"
+    assert (
+        rows[2]
+        == "| forward | 120 | 0.500 | 1.500 | 0.00 | 0 | first call | norms 3, sums 2 | abc |"
+    )
     assert len(rows) == 6
     assert "**recompile** input 0: float32[32] -> float32[16] \\| x" in rows[5]
     content = reader.SummaryMetadata("config").plugin_data

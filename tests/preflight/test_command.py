@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -91,6 +92,14 @@ def test_the_verdict_is_shown(judged: tuple[pathlib.Path, str]) -> None:
     for said in ("memory of a chip", "model FLOPs", "roof", "compiler's estimate", "fits: needs"):
         assert said in shown
     assert "A roof is a bound, not a prediction" in shown
+
+
+def test_explain_lists_the_dearest_operations(judged: tuple[pathlib.Path, str]) -> None:
+    folder, _ = judged
+    done = start(folder, "explain", str(max((folder / "outputs" / "mlp").iterdir())))
+    assert done.returncode == 0, done.stderr
+    assert "by the TPU compiler's estimate" in done.stdout
+    assert len(re.findall(r"\d% *$", done.stdout, re.MULTILINE)) >= 5
 
 
 def test_the_dump_has_the_program_before_and_after(judged: tuple[pathlib.Path, str]) -> None:

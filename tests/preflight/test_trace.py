@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from runner.backends.step.function import StepFunction
 from runner.config.names import OPTIMIZERS
-from runner.preflight.trace import TracedStep
+from runner.preflight.trace import TracedStep, trace
 from runner.xla.placeholder import LoweringError
 from tests.preflight.problems import adamw, recipe, traced
 
@@ -80,6 +80,35 @@ def test_operations_know_their_module_and_line(step: TracedStep) -> None:
     assert "optimizer" in {one.origin.phase for one in step.operations}
 
 
+class Mixer(nn.Module):
+    """A layer, then attention, by a pass an operation of autograd that is the runner's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(self.first(x))
+        return mixed
+
+
+class Mix(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+def test_what_a_pass_makes_of_a_call_has_the_calls_module_and_line() -> None:
+    step = traced(Mixer, 2, 4, 8, make_optimizer=optimizer)
+    assert step.passes == {"attention": 1}
+    products = [one.origin for one in step.operations if one.name == "bmm"]
+    phases = [origin.phase for origin in products]
+    assert phases == ["forward"] * 2 + ["backward"] * 4
+    assert {origin.module for origin in products} == {"mix"}
+    (line,) = {origin.line for origin in products}
+    assert "scaled_dot_product" in pathlib.Path(__file__).read_text().splitlines()[line - 1]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizers_state_is_described_as_it_is_made(name: str) -> None:
     def make(model: nn.Module) -> torch.optim.Optimizer:
@@ -124,3 +153,15 @@ def test_an_operation_without_a_lowering_is_told_with_its_node() -> None:
 def test_a_model_too_large_for_this_machine_is_traced_in_little_memory() -> None:
     step = traced(lambda: nn.Linear(100_000, 100_000, bias=False), 8, 100_000, make_optimizer=adamw)
     assert step.parameters == 10**10
+
+
+def test_small_state_of_one_kind_is_one_argument_on_one_chip() -> None:
+    made = recipe(Net, optimizer)
+    packed = trace(made, {"x": torch.empty((4, 3, 12, 12), device="meta")}, pack=True)
+    plain = trace(made, {"x": torch.empty((4, 3, 12, 12), device="meta")})
+    names = [argument.name for argument in packed.arguments]
+    assert "params/conv.weight and 5 more" in names
+    assert len(names) < len(plain.arguments)
+    assert packed.parameters == plain.parameters
+    total = sum(one.bytes for one in packed.arguments)
+    assert total >= sum(one.bytes for one in plain.arguments)

@@ -8,6 +8,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -57,6 +59,7 @@ EVENTS: list[events.Event] = [
         examples_per_step=32,
     ),
     events.Evaluated(1, {"accuracy": 0.5}, examples=10, seconds=0.1),
+    events.Saving(1),
     events.CheckpointSaved(1, "checkpoints/step-00000001", 10, 0.1),
     events.Notice("warning", "line one\nline two"),
     events.Ended(0, "", 1),
@@ -97,3 +100,36 @@ def test_a_writer_whose_reader_is_gone_goes_on() -> None:
     os.close(reading)
     EventWriter(writing).send(EVENTS[0])
     os.close(writing)
+
+
+def test_before_a_save_the_worker_waits_until_all_before_it_is_recorded() -> None:
+    reading, writing = os.pipe()
+    answered, answering = os.pipe()
+    os.set_blocking(reading, False)
+    writer, reader = EventWriter(writing, answered), EventReader(reading, answering)
+    for event in EVENTS[:3]:
+        writer.send(event)
+    saving = threading.Thread(target=writer.send, args=[events.Saving(1)], daemon=True)
+    saving.start()
+    recorded: list[events.Event] = []
+    deadline = time.monotonic() + 60
+    while events.Saving(1) not in recorded and time.monotonic() < deadline:
+        for event in reader.read():
+            saving.join(0.1)
+            assert saving.is_alive(), "it goes on though the last event is not recorded"
+            recorded.append(event)
+    assert recorded == [*EVENTS[:3], events.Saving(1)]
+    saving.join(60)
+    assert not saving.is_alive()
+    for descriptor in (reading, writing, answered, answering):
+        os.close(descriptor)
+
+
+def test_a_worker_whose_runner_is_gone_saves_nothing_more() -> None:
+    reading, writing = os.pipe()
+    answered, answering = os.pipe()
+    os.close(answering)
+    with pytest.raises(ConnectionError, match="the runner is gone"):
+        EventWriter(writing, answered).send(events.Saving(1))
+    for descriptor in (reading, writing, answered):
+        os.close(descriptor)

@@ -15,6 +15,8 @@ from torch.func import functional_call
 
 from runner.backends.base import Batch, Metrics, Recipe, masked_sums
 from runner.backends.optimizer import initial_state
+from runner.backends.passes.pipeline import Passes
+from runner.backends.step.layout import is_small, lay, stand
 from runner.backends.step.optimizer import FunctionalOptimizer
 
 
@@ -44,6 +46,7 @@ class StepFunction:
     Args:
         recipe: The step; its model stays on the host and is never changed.
         device_type: Where the step will run, for autocast.
+        pack: Whether small tensors may be held and updated side by side: on one device.
 
     Attributes:
         batch_names: The order of a batch's tensors; to be set before the step is traced.
@@ -53,10 +56,13 @@ class StepFunction:
         groups: Parameter groups of the optimizer.
         lr_scales: What each group multiplies the learning rate by.
         metric_names: The order of `evaluate`'s outputs, once it was traced.
+        passes: What is done to the step while it is traced, and afterwards.
     """
 
-    def __init__(self, recipe: Recipe, *, device_type: str) -> None:
+    def __init__(self, recipe: Recipe, *, device_type: str, pack: bool = True) -> None:
         self._recipe = recipe
+        self.pack = pack
+        self.passes = Passes(recipe.passes)
         self.batch_names: list[str] = []
         self._objective = _Objective(recipe, device_type)
         optimizer = recipe.make_optimizer(recipe.model)
@@ -88,6 +94,23 @@ class StepFunction:
             for slot in self.functional.slots
         ]
         return [*zip(kinds, self.names, strict=True), *slots]
+
+    @property
+    def groups_of(self) -> list[int]:
+        """Of every trainable parameter, the number of its group."""
+        return [self.functional.group_of(index) for index in range(self.trainable)]
+
+    @property
+    def roles(self) -> list[tuple[str, int] | None]:
+        """Of every carried tensor, in order, with which others it may lie: see `Layout`."""
+        if not self.pack:
+            return [None] * len(self.initial)
+        groups = self.groups_of
+        frozen = len(self.names) - self.trainable - self._buffers
+        model = [("parameter", group) for group in groups]
+        model += [("frozen", 0)] * frozen + [("buffer", 0)] * self._buffers
+        slots = self.functional.slots
+        return [*model, *((slot.key, groups[slot.parameter]) for slot in slots)]
 
     def equal_scalars(self, values: Sequence[Tensor]) -> list[list[int]]:
         """Positions of 0-d optimizer state that is equal under one key.
@@ -133,6 +156,7 @@ class StepFunction:
         model, batch = flat[: len(self.names)], flat[len(self.names) :]
         leaves = [tensor.detach().requires_grad_() for tensor in model[: self.trainable]]
         values = dict(zip(self.names, [*leaves, *model[self.trainable :]], strict=True))
+        self._name_parameters(values)
         losses: list[Tensor] = []
         sums: list[Tensor | None] = [None] * len(leaves)
         for part in zip(*(tensor.chunk(self._recipe.accumulate) for tensor in batch), strict=True):
@@ -155,10 +179,15 @@ class StepFunction:
         """
         held = len(self.names)
         values = dict(zip(self.names, flat[:held], strict=True))
+        self._name_parameters(values)
         metrics = self._call(values, flat[held:-1], mask=flat[-1])
         assert isinstance(metrics, dict)
         self.metric_names = list(metrics)
         return list(metrics.values())
+
+    def _name_parameters(self, values: dict[str, Tensor]) -> None:
+        names = self.names[: len(self.names) - self._buffers]
+        self.passes.parameters.hold(values[name] for name in names)
 
     def _call(
         self, values: dict[str, Tensor], batch: Sequence[Tensor], mask: Tensor | None = None
@@ -171,13 +200,46 @@ class StepFunction:
         return result
 
     def _clip(self, gradients: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
-        """Global norm, and gradients scaled as `torch.nn.utils.clip_grads_with_norm_` does."""
-        present = [gradient for gradient in gradients if gradient is not None]
-        norm = torch.nn.utils.get_total_norm(present, foreach=False)
-        if self._recipe.clip_norm is None:
-            return norm, gradients
-        scale = torch.clamp(self._recipe.clip_norm / (norm + 1e-6), max=1.0)
-        return norm, [None if g is None else g * scale.to(g.dtype) for g in gradients]
+        """Global norm, and gradients scaled as `torch.nn.utils.clip_grads_with_norm_` does.
+
+        Gradients are measured and scaled as they are updated: see `Layout`.
+        """
+        parts = _side_by_side(gradients, pack=self.pack)
+        norm = torch.nn.utils.get_total_norm([part for part, _ in parts], foreach=False)
+        clipped = list(gradients)
+        for part, row in parts:
+            if self._recipe.clip_norm is not None:
+                scale = torch.clamp(self._recipe.clip_norm / (norm + 1e-6), max=1.0)
+                part = part * scale.to(part.dtype)
+            for index, piece in _apart(part, row, pack=self.pack):
+                clipped[index] = piece
+        return norm, clipped
+
+
+_Row = list[tuple[int, torch.Size]]
+
+
+def _side_by_side(gradients: Sequence[Tensor | None], *, pack: bool) -> list[tuple[Tensor, _Row]]:
+    """Large gradients as they lie, small ones of a type in a row; each with index and shape."""
+    parts: list[tuple[Tensor, _Row]] = []
+    small: defaultdict[torch.dtype, list[tuple[int, Tensor]]] = defaultdict(list)
+    for index, gradient in enumerate(gradients):
+        if gradient is not None and pack and is_small(gradient):
+            small[gradient.dtype].append((index, gradient))
+        elif gradient is not None:
+            parts.append((lay(gradient) if pack else gradient, [(index, gradient.shape)]))
+    for row in small.values():
+        flat = torch.cat([gradient.reshape(-1) for _, gradient in row])
+        parts.append((flat, [(index, gradient.shape) for index, gradient in row]))
+    return parts
+
+
+def _apart(part: Tensor, row: _Row, *, pack: bool) -> list[tuple[int, Tensor]]:
+    """Undoes `_side_by_side` for one part."""
+    if len(row) == 1 and part.dim() == len(row[0][1]):
+        return [(row[0][0], stand(part) if pack else part)]
+    pieces = torch.split(part, [shape.numel() for _, shape in row])
+    return [(i, piece.reshape(shape)) for (i, shape), piece in zip(row, pieces, strict=True)]
 
 
 def _plus(old: Tensor | None, new: Tensor | None) -> Tensor | None:

@@ -48,6 +48,10 @@ class GraphBuilder:
                 copies[node] = self._copy(node, copies)
         raise AssertionError("a graph without output")
 
+    def call(self, target: torch._ops.OpOverload[..., Any], *args: Any) -> Node:
+        """Adds one functional operation."""
+        return self._graph.call_function(target, args)
+
     def finish(self, outputs: Sequence[Any]) -> torch.fx.GraphModule:
         """The graph with these outputs and without what they do not need."""
         self._graph.output(list(outputs))

@@ -55,6 +55,7 @@ class Timing:
         one = self._one
         one.call()
         one.wait()
+        one.ended()
         programs = one.programs()
         calls = max(1, steps // one.updates)
         begun = time.perf_counter()
@@ -69,9 +70,25 @@ class Timing:
         }
 
     def probe(self, calls: int) -> Reply:
-        """Single calls on an idle device: until they return, and until they are done."""
-        host, waited = [], []
+        """Single calls on an idle device, and what the binding takes of them."""
         calls = max(1, calls // self._one.updates)
+        if self._clock is None:
+            return self._single_calls(calls)
+        with self._clock.armed(waits=False) as timed:
+            figures = self._single_calls(calls)
+        with self._clock.armed(waits=True) as waited:
+            self._single_calls(calls)
+        scale = 1e3 / self._one.updates
+        return {
+            **figures,
+            "binding_ms": [scale * one.call_s for one in timed],
+            "program_ms": [scale * one.done_s for one in waited],
+            "arguments": timed[-1].arguments,
+        }
+
+    def _single_calls(self, calls: int) -> Reply:
+        """Until they return, until they are done, and what is left to do after that."""
+        figures: dict[str, list[float]] = {"host_ms": [], "waited_ms": [], "after_ms": []}
         scale = 1e3 / self._one.updates
         for _ in range(calls):
             self._one.wait()
@@ -79,25 +96,13 @@ class Timing:
             self._one.call()
             returned = time.perf_counter()
             self._one.wait()
-            host.append(scale * (returned - begun))
-            waited.append(scale * (time.perf_counter() - begun))
-        return {"host_ms": host, "waited_ms": waited, **self._probe_binding(calls)}
-
-    def _probe_binding(self, calls: int) -> Reply:
-        if self._clock is None:
-            return {}
-        scale = 1e3 / self._one.updates
-        self._clock.timed.clear()
-        self._clock.armed = True
-        for _ in range(calls):
-            self._one.wait()
-            self._one.call()
-        self._clock.armed = False
-        return {
-            "binding_ms": [scale * timed.call_s for timed in self._clock.timed],
-            "program_ms": [scale * timed.done_s for timed in self._clock.timed],
-            "arguments": self._clock.timed[-1].arguments if self._clock.timed else 0,
-        }
+            ended = time.perf_counter()
+            self._one.ended()
+            after = time.perf_counter()
+            spans = (returned - begun, ended - begun, after - ended)
+            for values, seconds in zip(figures.values(), spans, strict=True):
+                values.append(scale * seconds)
+        return figures
 
     def facts(self) -> Reply:
         """What is counted, at the end."""

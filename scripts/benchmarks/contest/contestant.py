@@ -40,6 +40,9 @@ class Contestant(abc.ABC):
     def wait(self) -> None:
         """Wait until the device has done everything that it was given."""
 
+    def ended(self) -> None:  # noqa: B027
+        """What the runner's loop leaves to the thread that waits for a step's end."""
+
     @abc.abstractmethod
     def compiles(self) -> tuple[int, float]:
         """XLA compiles in this process so far, and their seconds."""

@@ -18,13 +18,14 @@ COLUMNS = (
     "step ms",
     "p95 ms",
     "host ms",
+    "after ms",
     "program ms",
     "programs",
     "held MB",
     "x step",
     "host/bind",
 )
-WIDTH = 146
+WIDTH = 164
 #: The share of the machine's CPU time from which others are said to disturb.
 DISTURBED = 0.05
 
@@ -69,6 +70,7 @@ def _cells(row: Row) -> list[str]:
         _number(row.step_median_ms, 2),
         _number(row.step_p95_ms, 2),
         _number(row.host_ms, 3),
+        _number(row.after_ms, 3),
         _number(row.program_ms, 2),
         _number(row.programs_per_step, 1),
         _number(held, 1),

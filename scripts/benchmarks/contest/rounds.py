@@ -64,6 +64,7 @@ class Row:
     step_median_ms: float | None = None
     step_p95_ms: float | None = None
     host_ms: float | None = None
+    after_ms: float | None = None
     waited_ms: float | None = None
     binding_ms: float | None = None
     program_ms: float | None = None

@@ -31,6 +31,7 @@ class Stock(Contestant):
         self.parameters = models.parameter_count(self._module)
         self._optimizer: torch.optim.Optimizer
         self._loss: Any = None
+        self._norm: Tensor
         self._batches: list[dict[str, Tensor]] = []
 
     def start(self) -> None:
@@ -50,9 +51,16 @@ class Stock(Contestant):
         self._optimizer.zero_grad()
         loss: Tensor = self._loss(self._module, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._norm = self._gradient_norm()
         self._optimizer.step()
         torch_xla.sync()
         return loss.detach()
+
+    def _gradient_norm(self) -> Tensor:
+        """What the others return beside the loss."""
+        parameters = self._module.parameters()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def losses(self, made: Tensor) -> list[float]:
         """See `Contestant.losses`."""

@@ -21,7 +21,7 @@ from torch.fx import traceback as fx_traceback
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-_RUNNER = str(pathlib.Path(__file__).parents[1])
+_RUNNER = str(pathlib.Path(__file__).parents[2])
 _NOT_THE_USERS = (str(pathlib.Path(torch.__file__).parent), _RUNNER, "<")
 _KEY = "origin"
 

@@ -1,0 +1,135 @@
+"""Attention by way of its pass has the values and gradients of torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from runner.backends.passes.pipeline import Passes
+from runner.config.schema import PassesConfig
+from tests.backends.passes.compare import rewritten
+
+BATCH, HEADS, LENGTH, WIDTH = 2, 4, 6, 8
+
+
+def _heads(count: int = HEADS, length: int = LENGTH) -> Tensor:
+    return torch.randn(BATCH, count, length, WIDTH)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _weighed(**options: Any) -> Callable[..., Tensor]:
+    """A scalar of attention that every element of its result counts in differently."""
+
+    def function(query: Tensor, key: Tensor, value: Tensor, *mask: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(query, key, value, *mask, **options)
+        weights = torch.linspace(-1, 2, mixed.numel(), dtype=mixed.dtype).view(mixed.shape)
+        return (mixed * weights).sum()
+
+    return function
+
+
+def _sees() -> Tensor:
+    """A mask in which one query sees nothing and another one everything."""
+    mask = torch.rand(LENGTH, LENGTH) > 0.5
+    mask[1], mask[2] = False, True
+    return mask
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": True}, {"scale": 0.3}, {"is_causal": True, "enable_gqa": True}]
+)
+@pytest.mark.parametrize("keys", [LENGTH, LENGTH + 3])
+def test_plain_causal_and_scaled(options: dict[str, Any], keys: int) -> None:
+    shared = HEADS // 2 if "enable_gqa" in options else HEADS
+    inputs = (_heads(), _heads(shared, keys), _heads(shared, keys))
+    assert rewritten(_weighed(**options), *inputs) == {"attention": 1}
+
+
+@pytest.mark.parametrize("shape", [(), (BATCH, 1), (BATCH, HEADS)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_masks_of_bools_a_query_that_sees_nothing_included(
+    shape: tuple[int, ...], grouped: bool
+) -> None:
+    shared = HEADS // 2 if grouped else HEADS
+    mask = _sees().expand(*shape, LENGTH, LENGTH)
+    inputs = (_heads(), _heads(shared), _heads(shared), mask)
+    assert rewritten(_weighed(enable_gqa=grouped), *inputs) == {"attention": 1}
+
+
+@pytest.mark.parametrize("shape", [(), (HEADS,), (BATCH, 1)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_masks_of_numbers_have_gradients(shape: tuple[int, ...], grouped: bool) -> None:
+    shared = HEADS // 2 if grouped else HEADS
+    mask = torch.randn(*shape, LENGTH, LENGTH)
+    inputs = (_heads(), _heads(shared), _heads(shared), mask)
+    assert rewritten(_weighed(enable_gqa=grouped), *inputs) == {"attention": 1}
+
+
+def test_inside_multihead_attention() -> None:
+    layer = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def function(x: Tensor) -> Tensor:
+        mixed: Tensor = layer.to(x.dtype)(x, x, x, need_weights=False)[0]
+        return mixed.square().sum()
+
+    assert rewritten(function, torch.randn(BATCH, LENGTH, WIDTH))["attention"] == 1
+
+
+def test_a_checkpointed_part_is_computed_again_the_same_way() -> None:
+    plain = _weighed(is_causal=True)
+
+    def function(*inputs: Tensor) -> Tensor:
+        result: Tensor = checkpoint(plain, *inputs, use_reentrant=False)
+        return result
+
+    assert rewritten(function, _heads(), _heads(), _heads()) == {"attention": 2}
+
+
+def test_gradients_have_gradients() -> None:
+    plain = _weighed(is_causal=True)
+
+    def function(*inputs: Tensor) -> Tensor:
+        first = torch.autograd.grad(plain(*inputs), inputs, create_graph=True)
+        return sum((one.square().sum() for one in first), torch.zeros(()))
+
+    assert rewritten(function, _heads(), _heads(), _heads())["attention"] == 1
+
+
+def test_dropout_drops_the_same_in_both_directions() -> None:
+    rate, inputs = 0.5, [_heads().double() for _ in range(3)]
+    keep = torch.dropout(torch.ones(BATCH, HEADS, LENGTH, LENGTH).double(), rate, True)
+
+    def by_hand(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = query @ key.transpose(-2, -1) / WIDTH**0.5
+        return ((scores.softmax(-1) * keep) @ value).square().sum()
+
+    def by_pass(*heads: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return F.scaled_dot_product_attention(*heads, dropout_p=rate).square().sum()
+
+    torch.manual_seed(1)
+    keep = torch.dropout(torch.ones_like(keep), rate, True)
+    leaves = [one.requires_grad_() for one in inputs]
+    with Passes(PassesConfig()).rewriting():
+        got = torch.autograd.grad(by_pass(*leaves), leaves)
+    expected = torch.autograd.grad(by_hand(*leaves), leaves)
+    assert (keep == 0).any()
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_what_it_does_not_know_is_torchs_own_affair() -> None:
+    def broadcast(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key[:1], value[:1]).square().sum()
+
+    assert rewritten(broadcast, _heads(), _heads(), _heads()) == {}

@@ -1,0 +1,72 @@
+"""A whole step with its passes: numbers, records, switches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from runner.backends.passes.pipeline import GRAPH_PASSES, REWRITES
+from runner.config.schema import PassesConfig
+from tests.backends.passes.models import (
+    OFF,
+    Convolutional,
+    Transformer,
+    Update,
+    largest,
+    problem,
+    reference,
+    update,
+)
+
+#: Those that round no number more than torch does without them.
+GENTLE = dataclasses.replace(OFF, attention=True, casts=True, cross_entropy=True, sums=True)
+MODELS = [Transformer, Convolutional]
+BF16 = torch.bfloat16
+
+
+def _error(found: Update, make: type[nn.Module]) -> float:
+    """Distance of all gradients from float64, relative."""
+    _, expected = reference(make)
+    distance = sum((found.gradients[n] - g).square().sum().item() for n, g in expected.items())
+    return math.sqrt(distance / sum(g.square().sum().item() for g in expected.values()))
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_float32_is_as_near_to_float64_with_passes(make: type[nn.Module]) -> None:
+    found = update(make, PassesConfig(), None)
+    assert found.loss == pytest.approx(reference(make)[0], rel=1e-6)
+    assert _error(found, make) < 1e-6
+    assert not {"norms", "embeddings", "parameters", "sums"} & set(found.graph.passes)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_bf16_errs_no_more_with_passes_that_round_no_more(make: type[nn.Module]) -> None:
+    without = update(make, OFF, BF16)
+    found = update(make, GENTLE, BF16)
+    assert without.graph.passes == {}
+    assert found.graph.passes["sums"] > 0
+    assert _error(found, make) <= _error(without, make)
+
+
+def test_an_evaluation_has_its_passes_too() -> None:
+    model, batch = problem(Transformer)
+    with torch.no_grad():
+        expected = model.eval()(batch["input"]).flatten(1).amax(1).sum().item()
+    found, graph = largest(Transformer, PassesConfig())
+    assert found == pytest.approx(expected, rel=2e-2)
+    assert graph.passes == {
+        "attention": 1,
+        "embeddings": 1,
+        "indices": 1,
+        "norms": 3,
+        "parameters": 1,
+    }
+
+
+def test_every_pass_has_a_switch() -> None:
+    switches = {field.name for field in dataclasses.fields(PassesConfig)}
+    assert switches == {*REWRITES, *GRAPH_PASSES}
