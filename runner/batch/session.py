@@ -18,6 +18,7 @@ from runner.batch.jobstop import JobStop
 from runner.batch.ledger import Entry, Ledger
 from runner.batch.queue import JobSource
 from runner.batch.stop import StopSignals
+from runner.batch.table import said
 from runner.config.schema import BatchConfig
 from runner.observe.board import Board, JobDisplay
 from runner.observe.display import Display
@@ -142,7 +143,7 @@ class Session:
             del self._running[job.number]
             self._ledger.put(entry)
             self._source.ended(job, entry)
-            self._board.end(job.number, entry.state, said(entry))
+            self._board.end(job.number, entry.state, said(entry.state, entry.final, entry.reason))
             if self._settings.fail_fast and entry.state in (State.FAILED, State.TIMED_OUT):
                 self._stop_all(f"job {job.number} failed (batch.fail_fast)")
 
@@ -171,13 +172,6 @@ class _Watched:
         self._handle(event, point)
         if point is not None:
             self._watch(point)
-
-
-def said(entry: Entry) -> str:
-    """A job's result or the reason for it, in one line."""
-    if entry.state is State.SUCCEEDED:
-        return " ".join(f"{name}={value:.4g}" for name, value in entry.final.items())
-    return " ".join(entry.reason.split())
 
 
 def _guarded(station: Station, job: BatchJob, *, display: Display, stop: JobStop) -> Result:

@@ -6,25 +6,20 @@ import csv
 import io
 import math
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from runner.batch.ledger import Entry
-from runner.batch.session import said
+from runner.batch.table import Line, print_table, said
 from runner.config.mistakes import listed
 from runner.config.schema import BatchConfig
 from runner.observe.summary import tensorboard_command
 from runner.record.files import strict_json, write_atomic, write_json
 from runner.record.outcome import State
+from runner.record.preflight import preflight_of
+from runner.record.rundir import RunDir
 
 SCHEMA = 1
-_NO_TERMINAL_WIDTH = 160
 #: What jobs are compared by when nobody says it, the first that there is.
 _METRICS = ("eval/loss", "train/loss")
 
@@ -36,7 +31,7 @@ def finish(entries: Mapping[int, Entry], settings: BatchConfig, *, folder: pathl
     best = best_of(rows, metric, largest=settings.best == "max")
     write_atomic(folder / "sweep.csv", _csv(rows))
     write_json(folder / "sweep.json", strict_json(_summary(rows, metric, best)))
-    print_table(rows)
+    print_table([_line(row, folder) for row in rows])
     print(_best_line(rows, metric, best))
     print(tensorboard_command(folder), flush=True)
 
@@ -50,22 +45,10 @@ def best_of(rows: Sequence[Entry], metric: str | None, *, largest: bool) -> Entr
     return min(able, key=lambda row: sign * (_value(row, metric) or 0.0), default=None)
 
 
-def print_table(rows: Sequence[Entry]) -> None:
-    """Print one line a job."""
-    table = Table(box=box.SIMPLE)
-    for heading in ("job", "overrides", "state", "result"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("tries", "seconds"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        state = Text(row.state.value, style=row.state.colour)
-        label, result = Text(row.label), Text(said(row))
-        table.add_row(str(row.number), label, state, result, str(row.tries), f"{row.seconds:.1f}")
-    console = Console(width=None if sys.stdout.isatty() else _NO_TERMINAL_WIDTH)
-    console.print(table)
-    succeeded = sum(row.state is State.SUCCEEDED for row in rows)
-    pruned = sum(row.state is State.PRUNED for row in rows)
-    print(f"{succeeded} of {len(rows)} jobs succeeded" + (f", {pruned} pruned" if pruned else ""))
+def _line(row: Entry, folder: pathlib.Path) -> Line:
+    report = preflight_of(RunDir(folder / row.folder))
+    result = said(row.state, row.final, row.reason)
+    return Line(row.number, row.label, row.state, result, row.tries, row.seconds, report)
 
 
 def _best_line(rows: Sequence[Entry], metric: str | None, best: Entry | None) -> str:

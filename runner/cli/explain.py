@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from google.protobuf.message import DecodeError
@@ -16,7 +15,7 @@ from runner.config.stored import read_config
 from runner.observe.operations import Costs, costs_of
 from runner.observe.xplane import read_xplane
 from runner.record.errors import ConfigError, ExitCode
-from runner.record.preflight import Estimate, report_from_json
+from runner.record.preflight import Estimate, preflight_of
 from runner.record.rundir import RunDir
 
 _ROWS = 10
@@ -38,9 +37,9 @@ def explain(folder: str) -> int:
         raise ConfigError(f"explain needs one run; {folder} is a batch: give one of its jobs")
     if not run_dir.config.exists():
         raise ConfigError(f"explain needs a run folder with config.yaml; got {folder!r}")
-    estimate = _estimate(run_dir)
-    if estimate is not None:
-        Console().print(_estimated(estimate))
+    report = preflight_of(run_dir)
+    if report is not None and report.estimate is not None:
+        Console().print(_estimated(report.estimate))
         return ExitCode.DONE
     traces = sorted(run_dir.tensorboard.glob("plugins/profile/*/*.xplane.pb"))
     if not traces:
@@ -56,14 +55,6 @@ def explain(folder: str) -> int:
     updates = costs.calls * read_config(run_dir.config).backend.steps_per_call
     Console().print(_measured(costs, updates=max(1, updates)))
     return ExitCode.DONE
-
-
-def _estimate(run_dir: RunDir) -> Estimate | None:
-    try:
-        report = json.loads(run_dir.result.read_text())["preflight"]
-        return None if report is None else report_from_json(report).estimate
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _measured(costs: Costs, *, updates: int) -> Table:

@@ -94,10 +94,26 @@ class Runs:
 
     def show(self) -> None:
         """Print the table of a batch."""
-        from runner.cli.table import show_batch  # rich, which a single run has no need of
+        from runner.batch.table import Line, print_table, said  # rich: not for a single run
+        from runner.observe.summary import tensorboard_command
 
-        if self.batch_folder is not None:
-            show_batch(self.rows, folder=self.batch_folder)
+        if self.batch_folder is None:
+            return
+        print_table(
+            [
+                Line(
+                    number=row.number,
+                    label=" ".join(row.overrides),
+                    state=row.state,
+                    result=said(row.state, row.final, row.reason),
+                    tries=1,
+                    seconds=row.seconds,
+                    preflight=row.preflight,
+                )
+                for row in self.rows
+            ]
+        )
+        print(tensorboard_command(self.batch_folder), flush=True)
 
     def run(self, cfg: DictConfig) -> None:
         """One run, from its composed configuration to its row.

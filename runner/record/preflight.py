@@ -6,8 +6,11 @@ Plain values only. All bytes and FLOPs are of one chip and one step unless a nam
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
+
+from runner.record.rundir import RunDir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,3 +238,12 @@ def report_from_json(plain: Mapping[str, Any]) -> PreflightReport:
     for name in ("suggestions", "search"):
         values[name] = [Trial(**one) for one in values[name]]
     return PreflightReport(**values)
+
+
+def preflight_of(run_dir: RunDir) -> PreflightReport | None:
+    """What the preflight of a run found; None where there is none, or of another version."""
+    try:
+        plain = json.loads(run_dir.result.read_text())["preflight"]
+        return None if plain is None else report_from_json(plain)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
