@@ -81,6 +81,13 @@ def check_parallel(config: Config) -> None:
             f"{names.NO_MESH[config.backend.name]}; got {parallel.name!r}. Use backend="
             f"{' or '.join(names.MESH_BACKENDS)}",
         )
+    count = config.backend.steps_per_call
+    if count > 1:
+        raise Mistake(
+            "backend.steps_per_call",
+            f"backend.steps_per_call must be 1 with parallel={parallel.name}: random numbers of "
+            f"several updates in one program were seen to differ on a mesh; got {count}",
+        )
     if devices is None and config.hardware.name == "cpu":
         raise Mistake(
             "hardware.devices",

@@ -7,6 +7,7 @@ Refuses to know: what the step computes, and how the graph becomes a program.
 from __future__ import annotations
 
 import contextlib
+import gc
 import pathlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +131,18 @@ _DECOMPOSED: dict[torch._ops.OpOverload[..., Any], Callable[..., Any]] = {
     torch.ops.aten.addmm.default: _scaled_addmm,
     torch.ops.aten.copy.default: _pure_copy,
 }
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Traces without the garbage collector: it would walk all of torch again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def fake_inputs(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

@@ -17,19 +17,19 @@ import torch_xla
 from torch_xla.core import xla_model
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Timed:
-    """One call of the binding.
+    """Calls of the binding, in their order.
 
     Attributes:
-        call_s: Until the call returned.
+        call_s: Until each returned.
         done_s: Until the program had ended too, where it was waited for.
-        arguments: Tensors that were handed over.
+        arguments: Tensors that the last was handed.
     """
 
-    call_s: float
-    done_s: float | None
-    arguments: int
+    call_s: list[float] = dataclasses.field(default_factory=list)
+    done_s: list[float] = dataclasses.field(default_factory=list)
+    arguments: int = 0
 
 
 class BindingClock:
@@ -40,28 +40,29 @@ class BindingClock:
         self._run = binding._run_cached_graph
         self._wait = xla_model.wait_device_ops
         self._armed = self._waits = False
-        self._timed: list[Timed] = []
+        self._timed = Timed()
         binding._run_cached_graph = self._call
 
     @contextlib.contextmanager
-    def armed(self, *, waits: bool) -> Iterator[list[Timed]]:
-        """Times the calls made meanwhile; their list fills as they are made.
+    def armed(self, *, waits: bool) -> Iterator[Timed]:
+        """Times the calls made meanwhile; it fills as they are made.
 
         Args:
             waits: Whether each waits for its program.
         """
-        self._armed, self._waits, self._timed = True, waits, []
+        self._armed, self._waits, self._timed = True, waits, Timed()
         yield self._timed
         self._armed = False
 
     def _call(self, key: Any, arguments: Sequence[Any]) -> Any:
         if not self._armed:
             return self._run(key, arguments)
+        # As little as can be: what the clock takes is counted as the caller's.
         start = time.perf_counter()
         results = self._run(key, arguments)
-        called, done_s = time.perf_counter(), None
+        self._timed.call_s.append(time.perf_counter() - start)
         if self._waits:
             self._wait()
-            done_s = time.perf_counter() - start
-        self._timed.append(Timed(called - start, done_s, len(arguments)))
+            self._timed.done_s.append(time.perf_counter() - start)
+            self._timed.arguments = len(arguments)
         return results

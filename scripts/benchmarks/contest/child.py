@@ -81,9 +81,9 @@ class Timing:
         scale = 1e3 / self._one.updates
         return {
             **figures,
-            "binding_ms": [scale * one.call_s for one in timed],
-            "program_ms": [scale * one.done_s for one in waited],
-            "arguments": timed[-1].arguments,
+            "binding_ms": [scale * seconds for seconds in timed.call_s],
+            "program_ms": [scale * seconds for seconds in waited.done_s],
+            "arguments": waited.arguments,
         }
 
     def _single_calls(self, calls: int) -> Reply:
