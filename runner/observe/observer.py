@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runner.config.schema import Config
-from runner.observe import tables
+from runner.observe import histogram, tables
 from runner.observe.display import Display
 from runner.observe.hparams import hparams_of
 from runner.observe.journal import Journal
@@ -57,6 +57,7 @@ class Observer:
         self._tally = Tally(earlier=earlier)
         self._journal = Journal(run_dir.metrics)
         self._board = TensorBoardWriter(run_dir.tensorboard, hparams=hparams_of(config))
+        self._step_times = histogram.StepTimeHistogram()
         self._said: set[str] = set()
         self._graphs_written = 0
         yaml = run_dir.config.read_text(encoding="utf-8")
@@ -70,6 +71,8 @@ class Observer:
             self._begin(event)
         if point is not None:
             self._write(point)
+        if isinstance(event, Steps):
+            self._write_histogram(self._step_times.add(event.records))
         if isinstance(event, Saving):
             with self._survive("metrics.jsonl"):
                 self._journal.sync()
@@ -99,6 +102,7 @@ class Observer:
         if result.state is State.SUCCEEDED:
             self._compare_by([])
         self._write_graphs(final=True)
+        self._write_histogram(self._step_times.rest())
         with self._survive("TensorBoard"):
             self._board.close(result.state)
         with self._survive("metrics.jsonl"):
@@ -107,6 +111,7 @@ class Observer:
         self._console.summary(result, self._logdir)
 
     def _begin(self, event: Started) -> None:
+        self._step_times.drop_after(event.first_step)
         with self._survive("metrics.jsonl"):
             self._journal.purge(event.first_step + 1)
         with self._survive("TensorBoard"):
@@ -130,6 +135,11 @@ class Observer:
             self._journal.write(point)
         with self._survive("TensorBoard"):
             self._board.scalars(point)
+
+    def _write_histogram(self, step_times: histogram.Histogram | None) -> None:
+        if step_times is not None:
+            with self._survive("TensorBoard"):
+                self._board.histogram(histogram.TAG, step_times)
 
     def _write_graphs(self, *, final: bool) -> None:
         graphs = self._tally.compiles.graphs

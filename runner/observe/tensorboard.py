@@ -18,11 +18,13 @@ from typing import Any
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from runner.observe import hparams as hp
 from runner.observe.appender import Appender
+from runner.observe.histogram import Histogram
 from runner.observe.metrics import Point
 from runner.record.outcome import State
 
@@ -90,6 +92,24 @@ class TensorBoardWriter:
         )
         self._write(_event(summary_pb2.Summary(value=[value]), step=step))
 
+    def histogram(self, tag: str, histogram: Histogram) -> None:
+        """Write a histogram.
+
+        Raises:
+            OSError: See `scalars`.
+        """
+        rows, columns = histogram.buckets.shape
+        value = summary_pb2.Summary.Value(
+            tag=tag,
+            metadata=histogram_metadata.create_summary_metadata(tag, ""),
+            tensor=tensor_pb2.TensorProto(
+                dtype=types_pb2.DT_DOUBLE,
+                double_val=histogram.buckets.ravel(),
+                tensor_shape=_shape(rows, columns),
+            ),
+        )
+        self._write(_event(summary_pb2.Summary(value=[value]), step=histogram.step))
+
     def compare_by(self, metrics: Sequence[str]) -> None:
         """Say, once, by which scalars the jobs of a sweep are compared.
 
@@ -146,12 +166,14 @@ def _event(summary: Any, *, step: int = 0, at: float | None = None) -> Any:
 
 
 def _string_tensor(content: bytes, *, shape: tuple[int, ...]) -> Any:
-    dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in shape]
     return tensor_pb2.TensorProto(
-        dtype=types_pb2.DT_STRING,
-        string_val=[content],
-        tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims),
+        dtype=types_pb2.DT_STRING, string_val=[content], tensor_shape=_shape(*shape)
     )
+
+
+def _shape(*sizes: int) -> Any:
+    dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in sizes]
+    return tensor_shape_pb2.TensorShapeProto(dim=dims)
 
 
 def _layout() -> Any:
