@@ -21,6 +21,7 @@ _FREE = (
     "init_from",
     "checkpoint",
     "profile",
+    "sinks",
     "retries",
     "timeouts",
     "hardware",

@@ -27,6 +27,7 @@ _OPERATION = (
     "profile",
     "ray",
     "retries",
+    "sinks",
     "timeouts",
 )
 #: Those that the compiled step depends on all the same: `profile` puts names into it.

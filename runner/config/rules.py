@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +24,7 @@ def check_rules(config: Config) -> None:
         Mistake: The first rule that is broken.
     """
     rules = (_run, _batch, _backend, _optimizer, _schedule, _hardware, check_parallel)
-    for rule in (*rules, _checkpoint, _faults, _profile, _preflight, _sweep):
+    for rule in (*rules, _checkpoint, _faults, _profile, _preflight, _sinks, _sweep):
         rule(config)
 
 
@@ -280,6 +281,16 @@ def _preflight(config: Config) -> None:
             f"preflight.suggest must be false with preflight.find={find}: a batch that fits is "
             "what is searched for; got true",
         )
+
+
+def _sinks(config: Config) -> None:
+    for name, package in (("mlflow", "mlflow-skinny"), ("wandb", "wandb")):
+        if getattr(config.sinks, name) and importlib.util.find_spec(name) is None:
+            raise Mistake(
+                f"sinks.{name}",
+                f"sinks.{name} must be false without {package}, which is not installed: install "
+                "the extra `sinks`; got true",
+            )
 
 
 def _sweep(config: Config) -> None:

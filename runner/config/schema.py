@@ -263,6 +263,19 @@ class ProfileConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SinksConfig:
+    """Where a run's scalars go besides TensorBoard; extra `sinks`. Nothing leaves the run folder.
+
+    Attributes:
+        mlflow: Whether to write an MLflow file store, `mlflow/`.
+        wandb: Whether to write an offline run of Weights & Biases, `wandb/`.
+    """
+
+    mlflow: bool = False
+    wandb: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchConfig:
     """How the jobs of a batch (`-m`) share the machine. The same for all of them.
 
@@ -330,6 +343,7 @@ class Config:
             there in a new folder.
         init_from: A path as for `resume`, of which only weights and buffers are taken.
         model: The job's own settings.
+        sinks: Where scalars go besides TensorBoard.
         batch: How the jobs of a batch share the machine.
         ray: The cluster that they run on instead, with hydra/launcher=ray.
     """
@@ -358,5 +372,6 @@ class Config:
     retries: RetriesConfig = dataclasses.field(default_factory=RetriesConfig)
     timeouts: TimeoutsConfig = dataclasses.field(default_factory=TimeoutsConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sinks: SinksConfig = dataclasses.field(default_factory=SinksConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)

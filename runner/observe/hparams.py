@@ -30,6 +30,7 @@ _LEFT_OUT = (
     "checkpoint.",
     "profile.",
     "retries.",
+    "sinks.",
     "timeouts.",
     "batch.",
 )

@@ -20,6 +20,7 @@ from runner.observe.hparams import hparams_of
 from runner.observe.journal import Journal
 from runner.observe.metrics import Point, Tally
 from runner.observe.preflight import preflight_text
+from runner.observe.sinks import Sinks
 from runner.observe.tensorboard import TensorBoardWriter
 from runner.record.events import Ended, Evaluated, Event, Preflighted, Saving, Started, Steps
 from runner.record.outcome import Result, State
@@ -60,6 +61,7 @@ class Observer:
         self._step_times = histogram.StepTimeHistogram()
         self._said: set[str] = set()
         self._graphs_written = 0
+        self._sinks = Sinks(run_dir, config=config, say=self._warn)
         yaml = run_dir.config.read_text(encoding="utf-8")
         with self._survive("TensorBoard"):
             self._board.text("config", markdown=tables.config_block(yaml))
@@ -105,6 +107,7 @@ class Observer:
         self._write_histogram(self._step_times.rest())
         with self._survive("TensorBoard"):
             self._board.close(result.state)
+        self._sinks.close(result.state)
         with self._survive("metrics.jsonl"):
             self._journal.close()
         self._console.close()
@@ -135,6 +138,7 @@ class Observer:
             self._journal.write(point)
         with self._survive("TensorBoard"):
             self._board.scalars(point)
+        self._sinks.scalars(point)
 
     def _write_histogram(self, step_times: histogram.Histogram | None) -> None:
         if step_times is not None:
@@ -168,6 +172,7 @@ class Observer:
         except OSError as error:
             if what not in self._said:
                 self._said.add(what)
-                self._console.notice(
-                    f"cannot write {what}: {error}; the run goes on without it", warning=True
-                )
+                self._warn(f"cannot write {what}: {error}; the run goes on without it")
+
+    def _warn(self, message: str) -> None:
+        self._console.notice(message, warning=True)
