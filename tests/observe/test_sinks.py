@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -170,3 +171,38 @@ def test_a_sink_that_is_not_installed_ends_with_64_and_names_the_extra(
     assert f"sinks.{name} must be false" in done.stderr
     assert "the extra `sinks`" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED_CORE = """
+import io, pathlib, pickle, psutil, sys
+from runner.observe.console import Console
+from runner.observe.observer import Observer
+from runner.record.outcome import Result, State
+from runner.record.rundir import RunDir
+
+config, events = pickle.loads(sys.stdin.buffer.read())
+run_dir, err = RunDir(pathlib.Path(sys.argv[1])), io.StringIO()
+observer = Observer(run_dir, config=config, console=Console(stderr=err, stdout=io.StringIO()))
+for number, event in enumerate(events):
+    if number == 10:
+        (core,) = psutil.Process().children(recursive=True)
+        core.kill()
+        core.wait()
+    observer.handle(event)
+observer.finish(Result("toy", "openxla", State.SUCCEEDED, 0))
+print(err.getvalue().count("W&B failed: "), "torch" in sys.modules)
+"""
+
+
+def test_a_wandb_process_that_is_killed_is_said_once_and_the_run_goes_on(
+    run_dir: RunDir, config: Config
+) -> None:
+    asked = dataclasses.replace(config, sinks=SinksConfig(wandb=True))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_CORE, str(run_dir.path)],
+        input=pickle.dumps((asked, recorded_run())),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().split() == ["1", "False"]
+    assert json.loads(run_dir.metrics.read_text().splitlines()[-1])["step"] == 6
