@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -134,12 +135,17 @@ _DECOMPOSED: dict[torch._ops.OpOverload[..., Any], Callable[..., Any]] = {
 
 
 @contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Traces without the garbage collector: it would walk all of torch again and again."""
+def in_haste() -> Iterator[None]:
+    """Traces without what costs more than it gives.
+
+    The garbage collector would walk all of torch again and again; and of the graphs that become
+    parts of another one nobody needs the code.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with _use_lazy_graph_module(True):
+            yield
     finally:
         if was_on:
             gc.enable()
