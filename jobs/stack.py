@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+
+class CallLayer(Protocol):
+    """Calls one layer of a stack, in a way of the runner's choice."""
+
+    def __call__(
+        self, call: Callable[..., Any], layer: nn.Module, x: Tensor, *shared: Tensor
+    ) -> Tensor: ...
+
+
+def _directly(call: Callable[..., Any], layer: nn.Module, x: Tensor, *shared: Tensor) -> Tensor:
+    output: Tensor = call(layer, x, *shared)
+    return output
+
+
+_call_layer: ContextVar[CallLayer] = ContextVar("call_layer", default=_directly)
+
+
+@contextlib.contextmanager
+def layers_called_by(caller: CallLayer) -> Iterator[None]:
+    """Within it, every layer of `run_layers` is called by `caller`."""
+    token = _call_layer.set(caller)
+    try:
+        yield
+    finally:
+        _call_layer.reset(token)
 
 
 def run_layers(
@@ -23,8 +51,9 @@ def run_layers(
         call: From a layer, its input and `shared` to its output, where a library's layers want
             their inputs by name or give more than one output.
     """
+    call_layer = _call_layer.get()
     for layer in layers:
-        x = call(layer, x, *shared)
+        x = call_layer(call, layer, x, *shared)
     return x
 
 

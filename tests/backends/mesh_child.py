@@ -87,11 +87,13 @@ class Case:
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     rate: float
     ways: tuple[str, ...] = ("data", "fsdp")
+    remat: bool = False
 
 
 CASES = {
     "resnet": Case(resnet, images, sgd, RESNET_RATE),
     "gpt": Case(gpt, tokens, adamw, 1e-3),
+    "gpt-remat": Case(gpt, tokens, adamw, 1e-3, ways=("fsdp",), remat=True),
 }
 
 
@@ -100,7 +102,7 @@ def started(name: str, mesh: Mesh, records: list[GraphRecord]) -> OpenXlaStep:
     case = CASES[name]
     job = case.job()
     torch.manual_seed(0)
-    recipe = Recipe(job.build(), job.loss, job.evaluate, case.optimizer)
+    recipe = Recipe(job.build(), job.loss, job.evaluate, case.optimizer, remat=case.remat)
     backend = build(
         "openxla_step",
         recipe,

@@ -67,6 +67,13 @@ def test_losses_equal_those_of_one_device(devices: int, job: str, way: str) -> N
     assert losses(job, way, devices) == pytest.approx(losses(job, "data", 1), rel=1e-5)
 
 
+@over_meshes
+def test_layers_computed_again_give_the_losses_of_one_device_that_keeps_them(devices: int) -> None:
+    again = trained(devices)["gpt-remat fsdp"]
+    assert again["losses"] == pytest.approx(losses("gpt", "data", 1), rel=1e-5)
+    assert set(again["programs"][1:]) == {1}
+
+
 @each_way
 @each_job
 @over_meshes
