@@ -45,7 +45,8 @@ def run_layers(
     """Hand `x` through layers of one kind, each from and to the same shape.
 
     Args:
-        layers: Modules of one class whose parameters have the same names and shapes.
+        layers: Modules of one class whose parameters have the same names and shapes. What is
+            trained and not a layer's own must come to it as an input.
         x: The first layer's input.
         shared: Further inputs that are the same for every layer.
         call: From a layer, its input and `shared` to its output, where a library's layers want

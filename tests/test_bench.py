@@ -169,6 +169,7 @@ def test_scaling_tells_collectives_by_kind(
     )
     parameters = 64 * (256 + 12 * 64 + 2 * 3)
     assert single == {}
+    assert data.keys() == {"all-reduce"}
     assert data["all-reduce"] >= 4 * parameters * 0.9
     assert fsdp["all-gather"] > 0
 

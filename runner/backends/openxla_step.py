@@ -68,7 +68,8 @@ class OpenXlaStep(Backend):
         self._placement = open_placement(sharding)
         self.device = self._placement.device
         recipe.model.train()
-        self._function = StepFunction(self.recipe, device_type=self.device.type)
+        plain = bool(sharding.mesh.axes) and device.is_cpu()
+        self._function = StepFunction(self.recipe, device_type=self.device.type, plain_norms=plain)
         shapes = [tensor.shape for tensor in self._function.initial]
         self._partitions = sharding.carried(self._function.state_names, shapes)
         self._shares = [sharding.parts(partition) for partition in self._partitions]
@@ -237,7 +238,7 @@ class OpenXlaStep(Backend):
         with self.log.watch("eval", batch, certain=True) as watch, torch.no_grad():
             inputs = fake_inputs([*function.initial[:count], *batch], self.device)
             with function.passes.rewriting():
-                graph = trace_step(function.evaluate, inputs)
+                graph = trace_step(function.evaluate, inputs, plain_norms=function.plain_norms)
             function.passes.improve(graph)
             watch.passes = function.passes.made
             watch.nodes = sum(node.op == "call_function" for node in graph.graph.nodes)

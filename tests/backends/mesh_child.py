@@ -132,9 +132,16 @@ def train(name: str, way: str, devices: int) -> dict[str, Any]:
         "losses": losses,
         "programs": programs,
         "compiles": compiles,
+        "statistics": running_variances(backend),
         "graphs": [record.role for record in records],
         **(state_bytes(backend, devices) if devices > 1 else {}),
     }
+
+
+def running_variances(backend: OpenXlaStep) -> dict[str, float]:
+    """The mean of every BatchNorm's."""
+    buffers = backend.state(STEPS).buffers
+    return {name: t.mean().item() for name, t in buffers.items() if name.endswith("_var")}
 
 
 def state_bytes(backend: OpenXlaStep, devices: int) -> dict[str, Any]:

@@ -67,6 +67,16 @@ def test_losses_equal_those_of_one_device(devices: int, job: str, way: str) -> N
     assert losses(job, way, devices) == pytest.approx(losses(job, "data", 1), rel=1e-5)
 
 
+@each_way
+@over_meshes
+def test_batch_norms_have_the_statistics_of_the_whole_batch(devices: int, way: str) -> None:
+    alone, spread = (
+        trained(n)[f"resnet {w}"]["statistics"] for n, w in ((1, "data"), (devices, way))
+    )
+    assert len(alone) == 15
+    assert spread == pytest.approx(alone, rel=1e-5)
+
+
 @over_meshes
 def test_layers_computed_again_give_the_losses_of_one_device_that_keeps_them(devices: int) -> None:
     again = trained(devices)["gpt-remat fsdp"]

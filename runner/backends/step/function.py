@@ -51,6 +51,7 @@ class StepFunction:
         recipe: The step; its model stays on the host and is never changed.
         device_type: Where the step will run, for autocast.
         pack: Whether small tensors may be held and updated side by side: on one device.
+        plain_norms: Whether norms are written out: see `runner.backends.step.spread`.
 
     Attributes:
         batch_names: The order of a batch's tensors; to be set before the step is traced.
@@ -63,9 +64,11 @@ class StepFunction:
         passes: What is done to the step while it is traced, and afterwards.
     """
 
-    def __init__(self, recipe: Recipe, *, device_type: str, pack: bool = True) -> None:
+    def __init__(
+        self, recipe: Recipe, *, device_type: str, pack: bool = True, plain_norms: bool = False
+    ) -> None:
         self._recipe = recipe
-        self.pack = pack
+        self.pack, self.plain_norms = pack, plain_norms
         self.passes = Passes(recipe.passes)
         self.batch_names: list[str] = []
         remat = Remat(self.passes.parameters)

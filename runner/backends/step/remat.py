@@ -103,7 +103,7 @@ class _Run:
 
     def again(self, tensors: Sequence[Tensor]) -> Tensor:
         """The same output, with gradients, from what was drawn and in the precision of then."""
-        self._parameters.also(tensors[-len(self._names) :])
+        self._parameters.also(tensors[len(tensors) - len(self._names) :])
         with _Replayed(self._drawn), torch.set_grad_enabled(True), self._precision:
             return self._run(tensors)
 
