@@ -68,14 +68,10 @@ class Soak:
         """Kill until it is enough, then let the run come to its end; returns its exit code."""
         process = start(self.overrides, self.folder)
         while True:
-            code = process.poll()
-            if code is None and self._fired() < self.kills:
+            while process.poll() is None and self._fired() < self.kills:
                 self._kill_once(process)
                 print(f"\r{self._fired()} of {self.kills} kills", end="", file=sys.stderr)
-                code = process.poll()
-            if code is None:
-                process.wait()
-                continue
+            code = process.wait()
             print(file=sys.stderr)
             if code not in (ExitCode.PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
                 return code

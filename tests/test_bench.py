@@ -1,4 +1,4 @@
-"""`scripts/bench step` shows a table, writes every figure as JSON, and outlives a contestant."""
+"""The benchmarks show tables, write every figure as JSON, and outlive a part that fails."""
 
 from __future__ import annotations
 
@@ -116,3 +116,65 @@ def test_a_twin_that_computes_less_is_told(tmp_path: pathlib.Path) -> None:
     done = _program(tmp_path, _program_row(flops=0.9e12))
     assert done.returncode == 1
     assert "vit_b16/1/v5e/on: 1e+12 FLOPs, its twin has 9e+11" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def spread(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    """`scripts/bench scaling` of a small GPT, and its rows."""
+    found = tmp_path_factory.mktemp("scaling") / "figures.json"
+    small = ["job=gpt", "model.depth=1", "model.width=64", "job.batch_size=8"]
+    done = _scaling("--devices", "1,2", "--rounds", "1", "--steps", "2", "--json", found, *small)
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(found.read_text())["rows"]
+    return done, rows
+
+
+def _scaling(*options: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "benchmarks" / "scaling.py", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_scaling_tells_programs_and_bytes_of_each_mesh(
+    spread: tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]],
+) -> None:
+    done, rows = spread
+    assert [(row["parallel"], row["devices"]) for row in rows] == [
+        ("single", 1),
+        ("data", 2),
+        ("fsdp", 2),
+    ]
+    single, data, fsdp = rows
+    assert {row["programs_per_step"] for row in rows} == {1}
+    assert {row["recompiles"] for row in rows} == {0}
+    assert data["losses"] == pytest.approx(single["losses"], rel=1e-5)
+    assert fsdp["losses"] == pytest.approx(single["losses"], rel=1e-5)
+    assert data["state_bytes"] == single["state_bytes"]
+    assert 0.5 <= fsdp["state_bytes"] / single["state_bytes"] < 0.55
+    assert "all-gather" in done.stdout
+
+
+def test_scaling_tells_collectives_by_kind(
+    spread: tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]],
+) -> None:
+    """Data parallel devices add up gradients; those of fsdp fetch parameters as well."""
+    single, data, fsdp = (
+        {one["kind"]: one["bytes"] for one in row["collectives"]} for row in spread[1]
+    )
+    parameters = 64 * (256 + 12 * 64 + 2 * 3)
+    assert single == {}
+    assert data.keys() == {"all-reduce"}
+    assert data["all-reduce"] >= 4 * parameters * 0.9
+    assert fsdp["all-gather"] > 0
+
+
+def test_scaling_goes_on_after_a_mesh_that_fails() -> None:
+    done = _scaling("--devices", "2", "--ways", "data", "job=gpt", "job.batch_size=3")
+    assert done.returncode == 1
+    assert "job.batch_size must be a multiple of 2" in done.stdout

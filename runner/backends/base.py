@@ -36,6 +36,8 @@ class Recipe:
         autocast: Type for `torch.autocast` around forward and loss, or None for float32.
         clip_norm: Largest global gradient norm, or None.
         accumulate: Micro-batches that a batch is split into.
+        remat: Whether layers are computed again in the backward pass instead of being kept, by
+            a backend that traces the step as a whole.
         passes: What may be done to the traced step, by a backend that traces it as a whole.
         seed: What dropout's random numbers are a function of, together with the step.
     """
@@ -47,6 +49,7 @@ class Recipe:
     autocast: torch.dtype | None = None
     clip_norm: float | None = None
     accumulate: int = 1
+    remat: bool = False
     seed: int = 0
     passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
 

@@ -29,7 +29,7 @@ from runner.backends.step.labels import Labels, Unlabelled
 from runner.backends.step.layout import Layout
 from runner.backends.step.placed import PlacedBatch
 from runner.backends.step.splice import trace_whole
-from runner.backends.step.trace import collector_paused, fake_inputs, trace_step
+from runner.backends.step.trace import fake_inputs, in_haste, trace_step
 from runner.xla import counters, device
 from runner.xla.program import Program
 from runner.xla.scan import scan_steps
@@ -68,7 +68,8 @@ class OpenXlaStep(Backend):
         self._placement = open_placement(sharding)
         self.device = self._placement.device
         recipe.model.train()
-        self._function = StepFunction(self.recipe, device_type=self.device.type)
+        plain = bool(sharding.mesh.axes) and device.is_cpu()
+        self._function = StepFunction(self.recipe, device_type=self.device.type, plain_norms=plain)
         shapes = [tensor.shape for tensor in self._function.initial]
         self._partitions = sharding.carried(self._function.state_names, shapes)
         self._shares = [sharding.parts(partition) for partition in self._partitions]
@@ -175,7 +176,7 @@ class OpenXlaStep(Backend):
         inputs = fake_inputs([*function.initial, *rates, *batch], self.device)
         known = self._layout
         equal = function.equal_scalars(values) if known is None else known.equal_groups()
-        with self._labels.traced(), collector_paused():
+        with self._labels.traced(), in_haste():
             graph, merged = trace_whole(function, inputs, equal=equal)
         self._layout = known or Layout(values, merged=merged, roles=function.roles)
         return graph
@@ -237,7 +238,7 @@ class OpenXlaStep(Backend):
         with self.log.watch("eval", batch, certain=True) as watch, torch.no_grad():
             inputs = fake_inputs([*function.initial[:count], *batch], self.device)
             with function.passes.rewriting():
-                graph = trace_step(function.evaluate, inputs)
+                graph = trace_step(function.evaluate, inputs, plain_norms=function.plain_norms)
             function.passes.improve(graph)
             watch.passes = function.passes.made
             watch.nodes = sum(node.op == "call_function" for node in graph.graph.nodes)

@@ -43,6 +43,7 @@ class AttemptRun:
         observer: Takes the worker's events.
         seat: What stops the run, and what starts its worker.
         timeouts: What the worker may take.
+        on_started: Called when the worker has been started, and not yet listened to.
         on_saved: Called when a checkpoint is complete.
     """
 
@@ -53,13 +54,14 @@ class AttemptRun:
         observer: Observer,
         seat: Seat,
         timeouts: TimeoutsConfig,
+        on_started: Callable[[], None],
         on_saved: Callable[[], None],
     ) -> None:
         self._run_dir = run_dir
         self._observer = observer
         self._stop, self._start = seat.stop, seat.start
         self._timeouts = timeouts
-        self._on_saved = on_saved
+        self._on_started, self._on_saved = on_started, on_saved
         self._watchdog = Watchdog(timeouts)
         self._started: Started | None = None
         self._ended: Ended | None = None
@@ -72,6 +74,7 @@ class AttemptRun:
         start, ooms = time.monotonic(), _oom_kills()
         child = self._start(request, environment, self._run_dir.log)
         try:
+            self._on_started()
             self._follow(child)
         finally:
             child.kill()

@@ -77,15 +77,15 @@ def supervise(
         check_resumable(config, run_dir, storage)
         run_dir.create()
         earlier = earlier_result(run_dir, storage)
-        _write_request(run_dir, plan)
         observer = Observer(
             run_dir,
             config=config,
+            config_yaml=plan.config_yaml,
             console=seat.display,
             logdir=plan.tensorboard_root,
             earlier=earlier,
         )
-        run = _Run(config, run_dir, observer=observer, seat=seat, place=place)
+        run = _Run(config, run_dir, plan=plan, observer=observer, seat=seat, place=place)
         run.attempts.extend(earlier.attempts if earlier else [])
         result = run.to_the_end()
         observer.finish(result)
@@ -113,9 +113,17 @@ class _Run:
     """The attempts of one run."""
 
     def __init__(
-        self, config: Config, run_dir: RunDir, *, observer: Observer, seat: Seat, place: str
+        self,
+        config: Config,
+        run_dir: RunDir,
+        *,
+        plan: RunPlan,
+        observer: Observer,
+        seat: Seat,
+        place: str,
     ) -> None:
         self.attempts: list[Attempt] = []
+        self._unwritten: RunPlan | None = plan
         self._config = config
         self._run_dir = run_dir
         self._observer = observer
@@ -128,7 +136,6 @@ class _Run:
         saved = self._storage.steps()
         budgets = Budgets(self._config.retries, saved_step=saved[0] if saved else 0)
         while True:
-            self._record(State.RUNNING)
             attempt = self._stop.verdict(self._guarded_attempt())
             self.attempts.append(attempt)
             wait_s = budgets.wait_s(attempt)
@@ -163,6 +170,8 @@ class _Run:
             traceback.print_exc()
             cause = f"{type(error).__name__}: {error}"
             return Attempt(cause, int(ExitCode.BUG), 0, 0.0, Fault.FINAL, first_step=-1)
+        finally:
+            self._write_request()
 
     def _attempt(self) -> Attempt:
         none_here = self._config.mode is Mode.preflight or self._seat.elsewhere
@@ -181,12 +190,23 @@ class _Run:
             observer=self._observer,
             seat=self._seat,
             timeouts=self._config.timeouts,
+            on_started=self._note_start,
             on_saved=self._note_progress,
         ).run(request, hardware.environment())
 
     def _find_hardware(self) -> Hardware:
         single = self._config.parallel.name == "single"
         return find_hardware(self._config.hardware, single=single)
+
+    def _note_start(self) -> None:
+        """Write files while the worker starts up, which takes longer."""
+        self._write_request()
+        self._record(State.RUNNING)
+
+    def _write_request(self) -> None:
+        plan, self._unwritten = self._unwritten, None
+        if plan is not None:
+            _write_request(self._run_dir, plan)
 
     def _note_progress(self) -> None:
         self._record(State.RUNNING)

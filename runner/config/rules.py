@@ -70,6 +70,13 @@ def _backend(config: Config) -> None:
             "hardware.name must be auto or cpu with backend=eager: eager runs on the host; "
             f"got {config.hardware.name!r}",
         )
+    _one_of("remat", config.remat, names.REMAT)
+    if config.remat != "none" and name != "openxla_step":
+        raise Mistake(
+            "remat",
+            f"remat must be none with backend={name}: only openxla_step computes layers again; "
+            f"got {config.remat!r}",
+        )
     _steps_per_call(config)
     for switch, on in dataclasses.asdict(config.backend.passes).items():
         if name != "openxla_step" and not on:

@@ -35,8 +35,9 @@ class Observer:
     """Sees a run through all its attempts.
 
     Args:
-        run_dir: The run's folder; `config.yaml` is in it.
+        run_dir: The run's folder.
         config: The run's configuration.
+        config_yaml: The same as text, secrets left out.
         console: Where the run is shown.
         logdir: What the final TensorBoard command opens: the folder of the sweep that the
             run belongs to, say. Default: the run's.
@@ -48,6 +49,7 @@ class Observer:
         run_dir: RunDir,
         *,
         config: Config,
+        config_yaml: str,
         console: Display,
         logdir: pathlib.Path | None = None,
         earlier: Result | None = None,
@@ -62,9 +64,8 @@ class Observer:
         self._said: set[str] = set()
         self._graphs_written = 0
         self._sinks = Sinks(run_dir, config=config, say=self._warn)
-        yaml = run_dir.config.read_text(encoding="utf-8")
         with self._survive("TensorBoard"):
-            self._board.text("config", markdown=tables.config_block(yaml))
+            self._board.text("config", markdown=tables.config_block(config_yaml))
 
     def handle(self, event: Event) -> None:
         """Take an event of the worker."""

@@ -32,9 +32,9 @@ def changes(config: Config) -> Iterator[Change]:
     if config.precision is Precision.float32:
         bf16 = dataclasses.replace(config, precision=Precision.bf16)
         yield Change("precision=bf16", "activations take half the memory", bf16)
-    if config.model.get("remat") is False:
-        remat = dataclasses.replace(config, model={**config.model, "remat": True})
-        yield Change("model.remat=true", "layers are computed again in the backward pass", remat)
+    if config.remat == "none":
+        remat = dataclasses.replace(config, remat="layers")
+        yield Change("remat=layers", "layers are computed again in the backward pass", remat)
     parts = 2 * config.accumulate_steps
     if config.job.batch_size % parts == 0:
         split = dataclasses.replace(config, accumulate_steps=parts)

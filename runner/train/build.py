@@ -96,6 +96,7 @@ def _recipe(config: Config, *, job: Job, model: nn.Module) -> Recipe:
         autocast=torch.bfloat16 if config.precision is Precision.bf16 else None,
         clip_norm=config.grad_clip_norm,
         accumulate=config.accumulate_steps,
+        remat=config.remat == "layers",
         seed=config.seed,
         passes=config.backend.passes,
     )

@@ -24,6 +24,11 @@ def open_device() -> torch.device:
     return device
 
 
+def is_cpu() -> bool:
+    """Whether XLA's devices are the host's CPU."""
+    return bool(torch_xla.runtime.device_type() == "CPU")
+
+
 @contextlib.contextmanager
 def opening() -> Iterator[None]:
     """Around what opens the runtime, whose errors it makes ours."""

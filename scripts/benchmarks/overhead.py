@@ -41,8 +41,8 @@ from runner.record.rundir import RunDir
 import json, select
 run_dir = RunDir(pathlib.Path(sys.argv[1]))
 run_dir.create()
-run_dir.config.write_text("benchmark: overhead\\n")
-observer = Observer(run_dir, config=config_from_json(json.loads(sys.argv[2])), console=Console())
+config = config_from_json(json.loads(sys.argv[2]))
+observer = Observer(run_dir, config=config, config_yaml="overhead: true", console=Console())
 os.set_blocking(0, False)
 reader = EventReader(0)
 while not reader.closed:

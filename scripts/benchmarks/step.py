@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from contest.choices import some
+from contest.choices import positive, some
 from contest.report import notes, show
 from contest.roster import CONTESTANTS, MODELS
 from contest.rounds import Effort, Row, compare
@@ -83,19 +83,13 @@ def _arguments() -> argparse.Namespace:
         default=list(CONTESTANTS),
         help=", ".join(CONTESTANTS),
     )
-    parser.add_argument("--steps", type=_positive, help="updates a burst (10 or 20, by model)")
-    parser.add_argument("--rounds", type=_positive, help="bursts of each contestant (10)")
+    parser.add_argument("--steps", type=positive, help="updates a burst (10 or 20, by model)")
+    parser.add_argument("--rounds", type=positive, help="bursts of each contestant (10)")
     parser.add_argument(
         "--quick", action="store_true", help="2 rounds and fewer calls, to see it work"
     )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures")
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1; got {text!r}")
-    return int(text)
 
 
 def _say(what: str) -> None:

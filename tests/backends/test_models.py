@@ -22,8 +22,8 @@ IMAGES = {"classes": 10, "channels": 3, "image_size": 17}
 TEXT = {"vocabulary": 64, "seq_len": 16}
 #: With rates at which training goes on quietly; see test_resnet about BatchNorm and rounding.
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], float, dict[str, Any]]] = {
-    "sgd": (torch.optim.SGD, 1e-2, {}),
-    "momentum": (torch.optim.SGD, 1e-2, {"momentum": 0.9}),
+    "sgd": (torch.optim.SGD, 1e-3, {}),
+    "momentum": (torch.optim.SGD, 1e-3, {"momentum": 0.9}),
     "adam": (torch.optim.Adam, 1e-4, {}),
     "adamw, foreach": (torch.optim.AdamW, 1e-4, {"foreach": True, "weight_decay": 0.1}),
     "adamw, one by one": (torch.optim.AdamW, 1e-4, {"foreach": False, "weight_decay": 0.1}),

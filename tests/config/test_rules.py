@@ -40,6 +40,8 @@ BROKEN = [
     (["data.workers=0"], "data.workers must be >= 1"),
     (["accumulate_steps=3"], "got 3 and 8; the nearest batch sizes are 6 and 9"),
     (["accumulate_steps=9"], "the nearest batch sizes are 9"),
+    (["remat=layer"], "remat must be one of none, layers; got .layer. .did you mean .layers."),
+    (["remat=layers", "backend.name=lazy"], "remat must be none with backend=lazy: .*'layers'"),
     (["optim.lr=0"], "optim.lr must be a finite number above 0; got 0.0"),
     (["optim.lr=.nan"], "optim.lr must be a finite number above 0; got nan"),
     (["optim.lr=.inf"], "optim.lr must be a finite number above 0; got inf"),

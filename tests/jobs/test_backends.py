@@ -95,7 +95,9 @@ TINY = {
 
 
 @functools.cache
-def trained(name: str, backend_name: str) -> tuple[list[float], dict[str, float]]:
+def trained(
+    name: str, backend_name: str, *, remat: bool = False
+) -> tuple[list[float], dict[str, float]]:
     """Losses of two steps, then the held-out metrics of a batch."""
     tiny = TINY[name]
     job = tiny.job()
@@ -105,6 +107,7 @@ def trained(name: str, backend_name: str) -> tuple[list[float], dict[str, float]
         loss=job.loss,
         evaluate=job.evaluate,
         make_optimizer=lambda model: torch.optim.AdamW(job.parameter_groups(model), lr=1e-3),
+        remat=remat,
     )
     backend = problems.start(backend_name, recipe)
     losses = [
@@ -125,3 +128,10 @@ def test_losses_and_metrics_agree_with_eager(name: str, backend: str) -> None:
     assert losses[0] != losses[1]
     assert trained(name, backend)[0] == pytest.approx(losses, rel=1e-5)
     assert trained(name, backend)[1] == pytest.approx(metrics, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_losses_are_the_same_with_layers_computed_again(name: str) -> None:
+    losses, metrics = trained(name, "eager")
+    assert trained(name, "openxla_step", remat=True)[0] == pytest.approx(losses, rel=1e-5)
+    assert trained(name, "openxla_step", remat=True)[1] == pytest.approx(metrics, rel=1e-4)

@@ -131,7 +131,6 @@ def run_dir(tmp_path: pathlib.Path) -> RunDir:
     """A run folder as the parent leaves it before the worker starts."""
     run = RunDir(tmp_path / "it's a run")
     run.create()
-    run.config.write_text("job:\n  name: toy\n")
     run.environment.write_text('{"host": "here", "git": {"commit": "abc", "dirty": false}}')
     return run
 

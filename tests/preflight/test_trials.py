@@ -74,13 +74,14 @@ def test_what_may_help_is_listed_without_a_judge_and_judged_with_one() -> None:
     asked = with_batch(config(), 64)
     assert [change.override for change in changes(asked)] == [
         "precision=bf16",
+        "remat=layers",
         "accumulate_steps=2",
         "job.batch_size=32",
     ]
-    assert [trial.fits for trial in suggestions(asked, None)] == [None] * 3
+    assert [trial.fits for trial in suggestions(asked, None)] == [None] * 4
     judged = suggestions(asked, judge(lambda batch: batch * 20_000))
-    assert [trial.fits for trial in judged] == [False, False, True]
-    assert judged[2].total == 640_000
+    assert [trial.fits for trial in judged] == [False, False, False, True]
+    assert judged[3].total == 640_000
 
 
 def test_a_suggestion_that_does_not_compile_says_why() -> None:
@@ -93,4 +94,7 @@ def test_a_suggestion_that_does_not_compile_says_why() -> None:
 @pytest.mark.parametrize(("batch", "parts"), [(1, 1), (6, 6)])
 def test_a_batch_that_cannot_be_halved_is_left_alone(batch: int, parts: int) -> None:
     asked = dataclasses.replace(with_batch(config(), batch), accumulate_steps=parts)
-    assert [change.override for change in changes(asked)] == ["precision=bf16"]
+    assert [change.override for change in changes(asked)] == [
+        "precision=bf16",
+        "remat=layers",
+    ]

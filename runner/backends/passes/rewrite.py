@@ -28,6 +28,10 @@ class Parameters:
         self._held = list(tensors)
         self._ids = {id(tensor) for tensor in self._held}
 
+    def also(self, tensors: Iterable[Tensor]) -> None:
+        """Name more of them, which stand for parameters that have been named."""
+        self.hold([*self._held, *tensors])
+
     def __contains__(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or a view of one."""
         base = tensor._base

@@ -6,6 +6,7 @@ where the tensors live.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -18,22 +19,25 @@ from runner.backends.optimizer import initial_state
 from runner.backends.passes.pipeline import Passes
 from runner.backends.step.layout import is_small, lay, stand
 from runner.backends.step.optimizer import FunctionalOptimizer
+from runner.backends.step.remat import Remat
 
 
 class _Objective(nn.Module):
     """Loss or metrics as a module's forward, so that `functional_call` can lend it tensors."""
 
-    def __init__(self, recipe: Recipe, device_type: str) -> None:
+    def __init__(self, recipe: Recipe, device_type: str, remat: Remat) -> None:
         super().__init__()
         self.model = recipe.model
         self._recipe = recipe
         self._device_type = device_type
+        self._remat = remat
 
     def forward(self, batch: Batch, mask: Tensor | None) -> Tensor | Metrics:
         with self._recipe.autocast_on(self._device_type):
-            if mask is None:
+            if mask is not None:
+                return masked_sums(self._recipe.evaluate(self.model, batch), mask)
+            with self._remat.layers() if self._recipe.remat else contextlib.nullcontext():
                 return self._recipe.loss(self.model, batch)
-            return masked_sums(self._recipe.evaluate(self.model, batch), mask)
 
 
 class StepFunction:
@@ -47,6 +51,7 @@ class StepFunction:
         recipe: The step; its model stays on the host and is never changed.
         device_type: Where the step will run, for autocast.
         pack: Whether small tensors may be held and updated side by side: on one device.
+        plain_norms: Whether norms are written out: see `runner.backends.step.spread`.
 
     Attributes:
         batch_names: The order of a batch's tensors; to be set before the step is traced.
@@ -59,12 +64,15 @@ class StepFunction:
         passes: What is done to the step while it is traced, and afterwards.
     """
 
-    def __init__(self, recipe: Recipe, *, device_type: str, pack: bool = True) -> None:
+    def __init__(
+        self, recipe: Recipe, *, device_type: str, pack: bool = True, plain_norms: bool = False
+    ) -> None:
         self._recipe = recipe
-        self.pack = pack
+        self.pack, self.plain_norms = pack, plain_norms
         self.passes = Passes(recipe.passes)
         self.batch_names: list[str] = []
-        self._objective = _Objective(recipe, device_type)
+        remat = Remat(self.passes.parameters)
+        self._objective = _Objective(recipe, device_type, remat)
         optimizer = recipe.make_optimizer(recipe.model)
         first = initial_state(optimizer)
         self.functional = FunctionalOptimizer(optimizer, first)

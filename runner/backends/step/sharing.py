@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.fx
+from torch.fx._lazy_graph_module import _make_graph_module
 
 Node = torch.fx.Node
 
@@ -56,7 +57,8 @@ class GraphBuilder:
         """The graph with these outputs and without what they do not need."""
         self._graph.output(list(outputs))
         self._graph.eliminate_dead_code()
-        return torch.fx.GraphModule(self._owner, self._graph)
+        made: torch.fx.GraphModule = _make_graph_module(self._owner, self._graph)  # type: ignore[no-untyped-call]
+        return made
 
     def _constant(self, value: torch.Tensor) -> Node:
         """A tensor that a part holds: a constant made inside the step."""

@@ -35,7 +35,7 @@ def trace_whole(
     """
     with traced.passes.rewriting():
         updates = Updates(traced, inputs) if traced.functional.independent else None
-        whole = None if updates else trace_unwritten(traced, inputs)
+        whole = None if updates else trace_unwritten(traced, inputs, plain_norms=traced.plain_norms)
 
     def build(merged: Mapping[int, int]) -> tuple[GraphBuilder, Sequence[Any]]:
         builder = GraphBuilder()

@@ -22,10 +22,12 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from runner.backends.step.batch_norm import unbias_running_variance
+from runner.backends.step.spread import spread_norms
 from runner.record.errors import BackendError
 
 Outputs = Sequence["torch.Tensor | None"]
@@ -67,7 +69,9 @@ class UntraceableStepError(BackendError):
         self.location = location
 
 
-def trace_step(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+def trace_step(
+    fn: StepFn, example_inputs: Sequence[torch.Tensor], *, plain_norms: bool = False
+) -> torch.fx.GraphModule:
     """Traces a step once to a functional graph over flat tensors.
 
     Args:
@@ -75,6 +79,7 @@ def trace_step(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.G
             It may work in place on its inputs and use autograd and `torch.optim`.
         example_inputs: Tensors whose shapes, dtypes and devices the graph is made for. Their
             values are not read.
+        plain_norms: Whether norms are written out: see `runner.backends.step.spread`.
 
     Returns:
         A graph module with one placeholder per input, no in-place op and no dead code.
@@ -82,23 +87,22 @@ def trace_step(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.G
     Raises:
         UntraceableStepError: The step depends on values of tensors, or leaves the graph.
     """
-    graph_module = _traced(fn, example_inputs)
+    graph_module = trace_unwritten(fn, example_inputs, plain_norms=plain_norms)
     graph_module.recompile()
     return graph_module
 
 
-def trace_unwritten(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+def trace_unwritten(
+    fn: StepFn, example_inputs: Sequence[torch.Tensor], *, plain_norms: bool = False
+) -> torch.fx.GraphModule:
     """Traces as `trace_step` does, to a part of a larger graph: its code is not generated."""
-    return _traced(fn, example_inputs)
-
-
-def _traced(fn: StepFn, example_inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    decomposed = {**_DECOMPOSED, **spread_norms()} if plain_norms else _DECOMPOSED
     with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
         mode = FakeTensorMode(allow_non_fake_inputs=False, static_shapes=True)
     fakes = [_fake_like(mode, tensor) for tensor in example_inputs]
     with _typed_errors(), mode, enable_python_dispatcher():
         functional = _functional(fn, len(fakes))
-        graph_module = make_fx(functional, decomposition_table=_DECOMPOSED)(*fakes)
+        graph_module = make_fx(functional, decomposition_table=decomposed)(*fakes)
     _refuse_departures(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
     assert_functional(graph_module.graph)
@@ -134,12 +138,17 @@ _DECOMPOSED: dict[torch._ops.OpOverload[..., Any], Callable[..., Any]] = {
 
 
 @contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Traces without the garbage collector: it would walk all of torch again and again."""
+def in_haste() -> Iterator[None]:
+    """Traces without what costs more than it gives.
+
+    The garbage collector would walk all of torch again and again; and of the graphs that become
+    parts of another one nobody needs the code.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with _use_lazy_graph_module(True):
+            yield
     finally:
         if was_on:
             gc.enable()

@@ -44,7 +44,9 @@ class Updates:
         self._own = [[index] for index in range(traced.trainable)]
         for offset, slot in enumerate(traced.functional.slots):
             self._own[slot.parameter].append(self._held + offset)
-        self._gradients = trace_unwritten(traced.gradients, self._of_gradients(inputs))
+        self._gradients = trace_unwritten(
+            traced.gradients, self._of_gradients(inputs), plain_norms=traced.plain_norms
+        )
 
     def _of_gradients(self, flat: Sequence[Any]) -> list[Any]:
         """The inputs of the gradients: model and batch."""

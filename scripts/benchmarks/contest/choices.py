@@ -1,4 +1,4 @@
-"""An option that takes some of a few names."""
+"""Options that take some of a few names, or a count."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def some(choices: Sequence[str]) -> Callable[[str], list[str]]:
         return [name for name in choices if name in names]
 
     return read
+
+
+def positive(text: str) -> int:
+    """Reads a whole number that is 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1; got {text!r}")
+    return int(text)

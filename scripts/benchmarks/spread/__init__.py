@@ -1,0 +1,1 @@
+"""The parts of `scripts/bench scaling`: what is measured of a job, and the process that does."""
