@@ -126,14 +126,22 @@ class _How:
         *leading, count, width = rows.shape
         return rows.reshape(*leading, self.groups, count // self.groups, width)
 
+    def kept(self, rows: Tensor) -> Tensor:
+        """Gradients of probabilities before dropout, from those of a group's rows after it."""
+        apart = self.split(rows)
+        return apart if self.keep is None else apart * self.keep
+
     def join(self, rows: Tensor) -> Tensor:
         """Undoes `split`."""
         return rows.flatten(-3, -2) if self.groups > 1 else rows
 
     def probabilities(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """The softmax of the scores, float32; a row that sees no key is all 0."""
-        scores = self.split(torch.matmul(query, key.transpose(-2, -1)).to(_wide(query)))
-        scores = scores * self.scale
+        if query.dtype == _wide(query):
+            scores = self.split(torch.matmul(query, self.scaled(key).transpose(-2, -1)))
+        else:
+            scores = self.split(torch.matmul(query, key.transpose(-2, -1)).to(_wide(query)))
+            scores = scores * self.scale
         if self.causal:
             scores = torch.where(_earlier(scores), scores, _NOTHING)
         elif mask is not None and mask.dtype == torch.bool:
@@ -148,6 +156,14 @@ class _How:
         if mask is not None:
             total = torch.where(total == 0, 1.0, total)
         return shares / total
+
+    def scaled(self, tensor: Tensor) -> Tensor:
+        """A factor of a matrix product, scaled before it: where no bits are lost by that.
+
+        It is smaller than the product; and XLA's CPU compiler takes three times as long for a
+        transposed copy that computes nothing.
+        """
+        return tensor * self.scale
 
     def dropped(self, shares: Tensor, like: Tensor) -> Tensor:
         """Probabilities as they meet the values."""
@@ -192,13 +208,17 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     how: _How = ctx.how
     to_value = torch.matmul(how.dropped(shares, value).transpose(-2, -1), grad)
     wide = _wide(query)
-    to_shares = how.split(torch.matmul(grad, value.transpose(-2, -1)).to(wide))
-    if how.keep is not None:
-        to_shares = to_shares * how.keep
     delta = how.split((grad.to(wide) * mixed.to(wide)).sum(-1, keepdim=True))
-    to_scores = shares.to(wide) * (to_shares - delta)
-    to_mask = to_scores.sum_to_size(mask.shape).to(mask.dtype) if ctx.needs_input_grad[3] else None
-    to_dots = how.join(to_scores * how.scale).to(query.dtype)
+    to_mask = None
+    if query.dtype == wide and not ctx.needs_input_grad[3]:
+        to_shares = how.kept(torch.matmul(grad, how.scaled(value).transpose(-2, -1)))
+        to_dots = how.join(shares * (to_shares - how.scaled(delta)))
+    else:
+        to_shares = how.kept(torch.matmul(grad, value.transpose(-2, -1)).to(wide))
+        to_scores = shares.to(wide) * (to_shares - delta)
+        if ctx.needs_input_grad[3]:
+            to_mask = to_scores.sum_to_size(mask.shape).to(mask.dtype)
+        to_dots = how.join(how.scaled(to_scores)).to(query.dtype)
     to_query, to_key = torch.matmul(to_dots, key), torch.matmul(to_dots.transpose(-2, -1), query)
     return [to_query, to_key, to_value, to_mask]
 
