@@ -80,7 +80,6 @@ def supervise(
         observer = Observer(
             run_dir,
             config=config,
-            config_yaml=plan.config_yaml,
             console=seat.display,
             logdir=plan.tensorboard_root,
             earlier=earlier,
@@ -207,6 +206,7 @@ class _Run:
         plan, self._unwritten = self._unwritten, None
         if plan is not None:
             _write_request(self._run_dir, plan)
+            self._observer.asked(plan.config_yaml)
 
     def _note_progress(self) -> None:
         self._record(State.RUNNING)

@@ -37,7 +37,6 @@ class Observer:
     Args:
         run_dir: The run's folder.
         config: The run's configuration.
-        config_yaml: The same as text, secrets left out.
         console: Where the run is shown.
         logdir: What the final TensorBoard command opens: the folder of the sweep that the
             run belongs to, say. Default: the run's.
@@ -49,7 +48,6 @@ class Observer:
         run_dir: RunDir,
         *,
         config: Config,
-        config_yaml: str,
         console: Display,
         logdir: pathlib.Path | None = None,
         earlier: Result | None = None,
@@ -64,6 +62,9 @@ class Observer:
         self._said: set[str] = set()
         self._graphs_written = 0
         self._sinks = Sinks(run_dir, config=config, say=self._warn)
+
+    def asked(self, config_yaml: str) -> None:
+        """Take the configuration as text, secrets left out; before any event."""
         with self._survive("TensorBoard"):
             self._board.text("config", markdown=tables.config_block(config_yaml))
 

@@ -42,7 +42,7 @@ import json, select
 run_dir = RunDir(pathlib.Path(sys.argv[1]))
 run_dir.create()
 config = config_from_json(json.loads(sys.argv[2]))
-observer = Observer(run_dir, config=config, config_yaml="overhead: true", console=Console())
+observer = Observer(run_dir, config=config, console=Console())
 os.set_blocking(0, False)
 reader = EventReader(0)
 while not reader.closed:

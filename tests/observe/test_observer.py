@@ -53,7 +53,8 @@ def observe(
     run_dir: RunDir, config: Config, events: list[Event], *, state: State = State.SUCCEEDED
 ) -> Result:
     console = Console(stderr=io.StringIO(), stdout=io.StringIO())
-    observer = Observer(run_dir, config=config, config_yaml=YAML, console=console)
+    observer = Observer(run_dir, config=config, console=console)
+    observer.asked(YAML)
     for event in events:
         observer.handle(event)
     result = observer.fill(Result("toy", "openxla", state, 0))
@@ -236,7 +237,8 @@ def test_everything_is_in_the_files_before_the_next_event(
     run_dir: RunDir, config: Config, read: Read
 ) -> None:
     console = Console(stderr=io.StringIO(), stdout=io.StringIO())
-    observer = Observer(run_dir, config=config, config_yaml=YAML, console=console)
+    observer = Observer(run_dir, config=config, console=console)
+    observer.asked(YAML)
     for event in (started(), steps_event(1), steps_event(2)):
         observer.handle(event)
     assert [s.step for s in read(run_dir.tensorboard).Scalars("train/loss")] == [1, 2]
@@ -254,7 +256,8 @@ from runner.record.rundir import RunDir
 config, events = pickle.loads(sys.stdin.buffer.read())
 run_dir, err = RunDir(pathlib.Path(sys.argv[1])), io.StringIO()
 console = Console(stderr=err, stdout=io.StringIO())
-observer = Observer(run_dir, config=config, config_yaml="seed: 1", console=console)
+observer = Observer(run_dir, config=config, console=console)
+observer.asked("seed: 1")
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 for number, event in enumerate(events):
     if number == 20:

@@ -124,9 +124,7 @@ def test_a_store_that_goes_away_is_said_once_and_the_run_goes_on(
     run_dir: RunDir, config: Config
 ) -> None:
     display = Lines()
-    observer = Observer(
-        run_dir, config=mlflow_alone(config), config_yaml="seed: 1", console=display
-    )
+    observer = Observer(run_dir, config=mlflow_alone(config), console=display)
     for number, event in enumerate(recorded_run()):
         if number == 10:
             shutil.rmtree(run_dir.path / "mlflow")
@@ -140,9 +138,7 @@ def test_a_store_that_goes_away_is_said_once_and_the_run_goes_on(
 
 
 def test_steps_that_a_retry_repeats_are_recorded_once(run_dir: RunDir, config: Config) -> None:
-    observer = Observer(
-        run_dir, config=mlflow_alone(config), config_yaml="seed: 1", console=Lines()
-    )
+    observer = Observer(run_dir, config=mlflow_alone(config), console=Lines())
     again = [started(first_step=2), *map(steps_event, (3, 4, 5))]
     for event in (started(), *map(steps_event, (1, 2, 3, 4)), *again):
         observer.handle(event)
@@ -187,7 +183,7 @@ from runner.record.rundir import RunDir
 config, events = pickle.loads(sys.stdin.buffer.read())
 run_dir, err = RunDir(pathlib.Path(sys.argv[1])), io.StringIO()
 console = Console(stderr=err, stdout=io.StringIO())
-observer = Observer(run_dir, config=config, config_yaml="seed: 1", console=console)
+observer = Observer(run_dir, config=config, console=console)
 for number, event in enumerate(events):
     if number == 10:
         (core,) = psutil.Process().children(recursive=True)
