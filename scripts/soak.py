@@ -198,7 +198,7 @@ def resume(folder: pathlib.Path, changes: list[str]) -> subprocess.Popen[bytes]:
 
 
 def spread(devices: int) -> list[str]:
-    return [f"parallel={'data' if devices > 1 else 'single'}", f"hardware.devices={devices}"]
+    return [f"parallel.name={'data' if devices > 1 else 'single'}", f"hardware.devices={devices}"]
 
 
 def _started(argv: list[str], folder: pathlib.Path) -> subprocess.Popen[bytes]:
