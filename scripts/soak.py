@@ -285,6 +285,7 @@ DEFAULTS = (
     "model.depth=1",
     "model.dropout=0.1",
     "job.batch_size=32",
+    "job.eval_batch_size=256",
     "checkpoint.every_steps=10",
     "checkpoint.every_s=null",
     "checkpoint.keep=3",
