@@ -46,8 +46,10 @@ def tensorboard(asked: argparse.Namespace) -> int:
     port = [] if asked.port is None else [f"--port={asked.port}"]
     print(f"{folder}; Ctrl-C ends it", flush=True)
     command = [sys.executable, "-m", "tensorboard.main", f"--logdir={folder}", *port]
+    # A shell has what it starts in the background ignore the first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     # All points of a tag, not 1,000 of them; 0, which means all to its data server, shows none.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     served = subprocess.Popen(
         [*command, "--host=localhost", f"--samples_per_plugin=scalars={_ALL}"]
     )
