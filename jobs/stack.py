@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -18,22 +17,19 @@ class CallLayer(Protocol):
     ) -> Tensor: ...
 
 
-def _directly(call: Callable[..., Any], layer: nn.Module, x: Tensor, *shared: Tensor) -> Tensor:
-    output: Tensor = call(layer, x, *shared)
-    return output
-
-
-_call_layer: ContextVar[CallLayer] = ContextVar("call_layer", default=_directly)
+# A plain global, which dynamo can read: a ContextVar would break its graph at every stack.
+_caller: CallLayer | None = None
 
 
 @contextlib.contextmanager
 def layers_called_by(caller: CallLayer) -> Iterator[None]:
     """Within it, every layer of `run_layers` is called by `caller`."""
-    token = _call_layer.set(caller)
+    global _caller
+    before, _caller = _caller, caller
     try:
         yield
     finally:
-        _call_layer.reset(token)
+        _caller = before
 
 
 def run_layers(
@@ -52,9 +48,9 @@ def run_layers(
         call: From a layer, its input and `shared` to its output, where a library's layers want
             their inputs by name or give more than one output.
     """
-    call_layer = _call_layer.get()
+    caller = _caller
     for layer in layers:
-        x = call_layer(call, layer, x, *shared)
+        x = call(layer, x, *shared) if caller is None else caller(call, layer, x, *shared)
     return x
 
 
