@@ -29,7 +29,7 @@ from runner.backends.step.labels import Labels, Unlabelled
 from runner.backends.step.layout import Layout
 from runner.backends.step.placed import PlacedBatch
 from runner.backends.step.splice import trace_whole
-from runner.backends.step.trace import fake_inputs, in_haste, trace_step
+from runner.backends.step.trace import fake_inputs, trace_step
 from runner.xla import counters, device
 from runner.xla.program import Program
 from runner.xla.scan import scan_steps
@@ -176,7 +176,7 @@ class OpenXlaStep(Backend):
         inputs = fake_inputs([*function.initial, *rates, *batch], self.device)
         known = self._layout
         equal = function.equal_scalars(values) if known is None else known.equal_groups()
-        with self._labels.traced(), in_haste():
+        with self._labels.traced():
             graph, merged = trace_whole(function, inputs, equal=equal)
         self._layout = known or Layout(values, merged=merged, roles=function.roles)
         return graph

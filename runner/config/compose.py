@@ -199,7 +199,7 @@ class Composer:
         return self._load(kept, RunMode.RUN)
 
     def _compose_plain_files(self, kept: tuple[str, ...]) -> bytes | None:
-        """Pickled, since a copy of a pickle is the quickest copy there is."""
+        """Pickled, since each job of a sweep changes a copy of it."""
         task = _task(self._files(kept))
         return None if "${" in str(task) else pickle.dumps(plain(task))
 

@@ -140,12 +140,12 @@ def hardware_of(config: Config, *, machine: Machine | None = None) -> HardwareCo
 
     A preflight takes none: the compiler needs no chip.
     """
-    machine = machine or Machine.look()
     hardware = config.hardware
     if config.mode is Mode.preflight:
         return HardwareConfig(name="cpu")
     if config.parallel.name == "single" or hardware.devices or hardware.name == "cpu":
         return hardware
+    machine = machine or Machine.look()
     return dataclasses.replace(hardware, devices=machine.chips) if machine.chips else hardware
 
 

@@ -116,7 +116,7 @@ class SweepComposer:
 
 
 def _filled(text: str, values: dict[str, Any]) -> str | None:
-    """OmegaConf's interpolation in a hundredth of its time; None where there is more to it."""
+    """OmegaConf's interpolation of plain keys, without nodes; None where there is more to it."""
     pieces = _PLAIN_INTERPOLATION.split(text)
     if any("$" in piece or "\\" in piece for piece in pieces[::2]):
         return None

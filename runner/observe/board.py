@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from runner.observe.live import open_live
 from runner.observe.metrics import Point
 from runner.observe.progress import Progress, duration
 from runner.observe.streams import SafeStream
@@ -87,7 +88,7 @@ class Board:
         )
         self._live: Live | None = None
         if self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-            self._live = self._open_live()
+            self._live = open_live(self._console, self._draw, per_second=_DRAWINGS_PER_S)
 
     def add(self, number: int, overrides: tuple[str, ...], state: State) -> None:
         """Put a job on the board."""
@@ -153,19 +154,6 @@ class Board:
         self._last_line_s = self._clock()
         self._stream.write(f"{message}\n")
         self._stream.flush()
-
-    def _open_live(self) -> Live:
-        live = Live(
-            console=self._console,
-            get_renderable=self._draw,
-            refresh_per_second=_DRAWINGS_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        )
-        live.start()
-        return live
 
     def _draw(self) -> RenderableType:
         table = Table(box=box.SIMPLE, pad_edge=False, expand=True)

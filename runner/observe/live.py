@@ -32,16 +32,7 @@ class LiveDisplay:
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._progress = Progress(clock)
-        self._live = Live(
-            console=console,
-            get_renderable=self._draw,
-            refresh_per_second=_DRAWINGS_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        )
-        self._live.start()
+        self._live = open_live(console, self._draw, per_second=_DRAWINGS_PER_S)
 
     def handle(self, event: Event, point: Point | None) -> None:
         """Show what an event changed."""
@@ -81,3 +72,18 @@ class LiveDisplay:
 
 def _line(text: str) -> Text:
     return Text(text, no_wrap=True, overflow="crop")
+
+
+def open_live(console: Console, draw: Callable[[], RenderableType], *, per_second: int) -> Live:
+    """A display below the terminal's lines, drawn so often, that leaves nothing behind."""
+    live = Live(
+        console=console,
+        get_renderable=draw,
+        refresh_per_second=per_second,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        vertical_overflow="crop",
+    )
+    live.start()
+    return live

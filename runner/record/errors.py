@@ -84,13 +84,6 @@ class DeviceBusyError(DeviceError):
     fault = Fault.INFRASTRUCTURE
 
 
-class HostMemoryError(RunnerError):
-    """The host is out of memory."""
-
-    exit_code = ExitCode.DEVICE
-    fault = Fault.HOST_MEMORY
-
-
 class NonFiniteError(RunnerError):
     """The loss is no longer a finite number."""
 

@@ -8,7 +8,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -74,9 +74,19 @@ def parent(folder: pathlib.Path, **changes: Any) -> Iterator[subprocess.Popen[st
         "result, _ = runs.run(pathlib.Path(asked['folder']), **asked['changes']); "
         "sys.exit(result.exit_code)"
     )
+    with started([sys.executable, "-c", code, request], cwd=ROOT) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started(
+    argv: Sequence[str], *, cwd: pathlib.Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in a session of its own, its output read together; killed if left running."""
     with subprocess.Popen(
-        [sys.executable, "-c", code, request],
-        cwd=ROOT,
+        argv,
+        cwd=cwd,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -21,7 +21,7 @@ from runner.config.chips import SLICES
 from runner.config.schema import BatchConfig, HardwareConfig, RayConfig
 from runner.record.errors import ConfigError
 from tests.batch.clusters import cluster, kill_node_of
-from tests.batch.runs import alive, wait_until
+from tests.batch.runs import alive, started, wait_until
 from tests.batch.toys import ROOT
 
 JOBS, STEPS = 12, 20
@@ -43,19 +43,10 @@ def batch(folder: pathlib.Path, *arguments: str) -> Iterator[subprocess.Popen[st
     conf = folder / "conf" / "job"
     conf.mkdir(parents=True, exist_ok=True)
     (conf / "line.yaml").write_text(_JOB)
-    with subprocess.Popen(
-        [sys.executable, "-m", "runner", "--config-dir=conf", "-m", "job=line", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RUNNER_TRUST": "tests", "TERM": "dumb"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    argv = [sys.executable, "-m", "runner", "--config-dir=conf", "-m", "job=line", *arguments]
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNER_TRUST": "tests", "TERM": "dumb"}
+    with started(argv, cwd=folder, environment=known) as process:
+        yield process
 
 
 def run(folder: pathlib.Path, *arguments: str) -> tuple[int, str]:

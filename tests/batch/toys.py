@@ -9,8 +9,9 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
+
+from tests.batch.runs import started
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -80,29 +81,16 @@ class Toys:
         self, *arguments: str, chips: int = 0
     ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
         """A batch that can be sent signals; killed if it is left running."""
-        return self._started(self.argv(*arguments, chips=chips))
+        return started(
+            self.argv(*arguments, chips=chips), cwd=self.folder, environment=_environment()
+        )
 
     def background(
         self, *arguments: str
     ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
         """As `command`, but it goes on while it is looked at; killed if it is left running."""
-        return self._started([sys.executable, "-c", _START, "0", *arguments])
-
-    @contextlib.contextmanager
-    def _started(self, argv: list[str]) -> Iterator[subprocess.Popen[str]]:
-        with subprocess.Popen(
-            argv,
-            cwd=self.folder,
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
+        argv = [sys.executable, "-c", _START, "0", *arguments]
+        return started(argv, cwd=self.folder, environment=_environment())
 
     @property
     def batch(self) -> pathlib.Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import pytest
 
 from runner.config.chips import ALIASES, CHIPS, SLICES
-from runner.config.hardware import Hardware, Machine, find_hardware
-from runner.config.schema import HardwareConfig
+from runner.config.hardware import Hardware, Machine, find_hardware, hardware_of
+from runner.config.schema import HardwareConfig, Mode, ParallelConfig
 from runner.record.errors import DeviceError
 from tests.config.user_conf import composer, write_conf
 
@@ -110,6 +111,21 @@ def test_the_hosts_of_a_slice_are_known_by_its_name(tmp_path: pathlib.Path) -> N
     assert find_hardware(HardwareConfig("auto"), machine=machine).hosts == 4
     assert find_hardware(HardwareConfig("v5e-16"), machine=machine).hosts == 4
     assert find_hardware(HardwareConfig("auto", devices=1), machine=machine).hosts == 1
+
+
+def test_a_mesh_takes_all_chips_that_nobody_counted_and_a_preflight_none(
+    tmp_path: pathlib.Path,
+) -> None:
+    machine = tpu_vm(tmp_path, 4)
+    single = composer(write_conf(tmp_path / "conf")).config(["job=mine"])
+    single = dataclasses.replace(single, hardware=HardwareConfig("tpu"))
+    data = dataclasses.replace(single, parallel=ParallelConfig(name="data"))
+    two = dataclasses.replace(data, hardware=HardwareConfig("tpu", devices=2))
+    preflight = dataclasses.replace(data, mode=Mode.preflight)
+    assert hardware_of(single, machine=machine) == single.hardware
+    assert hardware_of(data, machine=machine) == HardwareConfig("tpu", devices=4)
+    assert hardware_of(two, machine=machine) == two.hardware
+    assert hardware_of(preflight, machine=machine) == HardwareConfig("cpu")
 
 
 REFUSED = [

@@ -65,6 +65,16 @@ BROKEN = [
         "backend.passes.attention must be true, its default, with backend=lazy",
     ),
     (
+        [
+            "backend.name=openxla_step",
+            "backend.steps_per_call=2",
+            "parallel.name=data",
+            "hardware.devices=2",
+            "steps=4",
+        ],
+        "backend.steps_per_call must be 1 with parallel=data",
+    ),
+    (
         ["backend.name=lazy", "backend.steps_per_call=2"],
         "backend.steps_per_call must be 1 with backend=lazy",
     ),

@@ -4,8 +4,8 @@ Left to autograd, the sum over keys that the softmax's backward pass needs becom
 reduction inside both matrix products behind it. The sum of dO * O over a head's width is the
 same number (Dao et al., "FlashAttention", 2022, appendix B). Scores and softmax are float32,
 probabilities are kept in the inputs' type, and heads that share keys and values stay together
-instead of having these copied. Exact in float32 but for the order of sums; in bf16 less is rounded
-than in torch's own way, which scales both factors and rounds the scores.
+instead of having these copied. Exact in float32 but for the order of sums and of the scaling; in
+bf16 less is rounded than in torch's own way, which scales both factors and rounds the scores.
 """
 
 from __future__ import annotations
@@ -158,10 +158,10 @@ class _How:
         return shares / total
 
     def scaled(self, tensor: Tensor) -> Tensor:
-        """A factor of a matrix product, scaled before it: where no bits are lost by that.
+        """The tensor times the scale.
 
-        It is smaller than the product; and XLA's CPU compiler takes three times as long for a
-        transposed copy that computes nothing.
+        In float32 it is a factor of a matrix product that is scaled, smaller than the product; and
+        XLA's CPU compiler makes far more code of a transposed copy that computes nothing.
         """
         return tensor * self.scale
 

@@ -1,6 +1,6 @@
 """A step's numbers (learning rates, seeds) as tensors on the host, made once.
 
-Making a tensor takes the host 0.1 ms where nothing is in its caches, as between two steps of a
+Making a tensor takes the host long where nothing is in its caches, as between two steps of a
 model; writing into one that exists takes next to nothing.
 """
 

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 
 from runner.backends.step.sharing import GraphBuilder, share_equal_inputs
-from runner.backends.step.trace import trace_unwritten
+from runner.backends.step.trace import in_haste, trace_unwritten
 from runner.backends.step.updates import Updates
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ GraphModule = torch.fx.GraphModule
 Node = torch.fx.Node
 
 
+@in_haste()
 def trace_whole(
     traced: StepFunction, inputs: Sequence[torch.Tensor], *, equal: Sequence[Sequence[int]]
 ) -> tuple[GraphModule, dict[int, int]]:

@@ -3,8 +3,8 @@
 torch_xla lowers batch and layer norms to XLA's batch norm operations. On the CPU, XLA's partitioner
 meets them whole and does not cut them: it gathers their inputs, and every device goes on with the
 whole batch. Written out as sums and products they are cut like everything else, and sums over the
-batch become sums over devices. The TPU compiler takes them apart before it cuts, and makes a
-slightly better program of them than of the sums.
+batch become sums over devices. For TPUs they stay whole, as their compiler
+has an expansion of its own (not yet run on hardware).
 """
 
 from __future__ import annotations

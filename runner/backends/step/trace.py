@@ -69,6 +69,24 @@ class UntraceableStepError(BackendError):
         self.location = location
 
 
+@contextlib.contextmanager
+def in_haste() -> Iterator[None]:
+    """Traces without what costs more than it gives.
+
+    The garbage collector would walk all of torch again and again; and of the graphs that become
+    parts of another one nobody needs the code.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        with _use_lazy_graph_module(True):
+            yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@in_haste()
 def trace_step(
     fn: StepFn, example_inputs: Sequence[torch.Tensor], *, plain_norms: bool = False
 ) -> torch.fx.GraphModule:
@@ -135,23 +153,6 @@ _DECOMPOSED: dict[torch._ops.OpOverload[..., Any], Callable[..., Any]] = {
     torch.ops.aten.addmm.default: _scaled_addmm,
     torch.ops.aten.copy.default: _pure_copy,
 }
-
-
-@contextlib.contextmanager
-def in_haste() -> Iterator[None]:
-    """Traces without what costs more than it gives.
-
-    The garbage collector would walk all of torch again and again; and of the graphs that become
-    parts of another one nobody needs the code.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        with _use_lazy_graph_module(True):
-            yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def fake_inputs(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
