@@ -23,6 +23,7 @@ from runner.backends.placement import open_placement, partitions_of
 from runner.backends.sharding import ONE_DEVICE, Partition, Sharding
 from runner.backends.snapshot import Snapshot
 from runner.backends.state import TrainState
+from runner.backends.step.cpu_norms import norms_for
 from runner.backends.step.function import StepFunction
 from runner.backends.step.host import HostNumbers
 from runner.backends.step.labels import Labels, Unlabelled
@@ -68,8 +69,9 @@ class OpenXlaStep(Backend):
         self._placement = open_placement(sharding)
         self.device = self._placement.device
         recipe.model.train()
-        plain = bool(sharding.mesh.axes) and device.is_cpu()
-        self._function = StepFunction(self.recipe, device_type=self.device.type, plain_norms=plain)
+        self._function = StepFunction(
+            self.recipe, device_type=self.device.type, decomposed=norms_for(sharding)
+        )
         shapes = [tensor.shape for tensor in self._function.initial]
         self._partitions = sharding.carried(self._function.state_names, shapes)
         self._shares = [sharding.parts(partition) for partition in self._partitions]
@@ -238,7 +240,7 @@ class OpenXlaStep(Backend):
         with self.log.watch("eval", batch, certain=True) as watch, torch.no_grad():
             inputs = fake_inputs([*function.initial[:count], *batch], self.device)
             with function.passes.rewriting():
-                graph = trace_step(function.evaluate, inputs, plain_norms=function.plain_norms)
+                graph = trace_step(function.evaluate, inputs, decomposed=function.decomposed)
             function.passes.improve(graph)
             watch.passes = function.passes.made
             watch.nodes = sum(node.op == "call_function" for node in graph.graph.nodes)

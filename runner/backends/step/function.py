@@ -17,6 +17,7 @@ from torch.func import functional_call
 from runner.backends.base import Batch, Metrics, Recipe, masked_sums
 from runner.backends.optimizer import initial_state
 from runner.backends.passes.pipeline import Passes
+from runner.backends.step.cpu_norms import WHOLE_NORMS, Decompositions
 from runner.backends.step.layout import is_small, lay, stand
 from runner.backends.step.optimizer import FunctionalOptimizer
 from runner.backends.step.remat import Remat
@@ -51,7 +52,7 @@ class StepFunction:
         recipe: The step; its model stays on the host and is never changed.
         device_type: Where the step will run, for autocast.
         pack: Whether small tensors may be held and updated side by side: on one device.
-        plain_norms: Whether norms are written out: see `runner.backends.step.spread`.
+        decomposed: What is written out in other operations: see `trace_step`.
 
     Attributes:
         batch_names: The order of a batch's tensors; to be set before the step is traced.
@@ -65,10 +66,15 @@ class StepFunction:
     """
 
     def __init__(
-        self, recipe: Recipe, *, device_type: str, pack: bool = True, plain_norms: bool = False
+        self,
+        recipe: Recipe,
+        *,
+        device_type: str,
+        pack: bool = True,
+        decomposed: Decompositions = WHOLE_NORMS,
     ) -> None:
         self._recipe = recipe
-        self.pack, self.plain_norms = pack, plain_norms
+        self.pack, self.decomposed = pack, decomposed
         self.passes = Passes(recipe.passes)
         self.batch_names: list[str] = []
         remat = Remat(self.passes.parameters)

@@ -36,7 +36,7 @@ def trace_whole(
     """
     with traced.passes.rewriting():
         updates = Updates(traced, inputs) if traced.functional.independent else None
-        whole = None if updates else trace_unwritten(traced, inputs, plain_norms=traced.plain_norms)
+        whole = None if updates else trace_unwritten(traced, inputs, decomposed=traced.decomposed)
 
     def build(merged: Mapping[int, int]) -> tuple[GraphBuilder, Sequence[Any]]:
         builder = GraphBuilder()

@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from runner.backends.step.batch_norm import unbias_running_variance
-from runner.backends.step.spread import spread_norms
+from runner.backends.step.cpu_norms import WHOLE_NORMS, Decompositions
 from runner.record.errors import BackendError
 
 Outputs = Sequence["torch.Tensor | None"]
@@ -88,7 +88,7 @@ def in_haste() -> Iterator[None]:
 
 @in_haste()
 def trace_step(
-    fn: StepFn, example_inputs: Sequence[torch.Tensor], *, plain_norms: bool = False
+    fn: StepFn, example_inputs: Sequence[torch.Tensor], *, decomposed: Decompositions = WHOLE_NORMS
 ) -> torch.fx.GraphModule:
     """Traces a step once to a functional graph over flat tensors.
 
@@ -97,7 +97,7 @@ def trace_step(
             It may work in place on its inputs and use autograd and `torch.optim`.
         example_inputs: Tensors whose shapes, dtypes and devices the graph is made for. Their
             values are not read.
-        plain_norms: Whether norms are written out: see `runner.backends.step.spread`.
+        decomposed: What is written out in other operations, besides what torch_xla lacks.
 
     Returns:
         A graph module with one placeholder per input, no in-place op and no dead code.
@@ -105,22 +105,22 @@ def trace_step(
     Raises:
         UntraceableStepError: The step depends on values of tensors, or leaves the graph.
     """
-    graph_module = trace_unwritten(fn, example_inputs, plain_norms=plain_norms)
+    graph_module = trace_unwritten(fn, example_inputs, decomposed=decomposed)
     graph_module.recompile()
     return graph_module
 
 
 def trace_unwritten(
-    fn: StepFn, example_inputs: Sequence[torch.Tensor], *, plain_norms: bool = False
+    fn: StepFn, example_inputs: Sequence[torch.Tensor], *, decomposed: Decompositions = WHOLE_NORMS
 ) -> torch.fx.GraphModule:
     """Traces as `trace_step` does, to a part of a larger graph: its code is not generated."""
-    decomposed = {**_DECOMPOSED, **spread_norms()} if plain_norms else _DECOMPOSED
     with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
         mode = FakeTensorMode(allow_non_fake_inputs=False, static_shapes=True)
     fakes = [_fake_like(mode, tensor) for tensor in example_inputs]
     with _typed_errors(), mode, enable_python_dispatcher():
         functional = _functional(fn, len(fakes))
-        graph_module = make_fx(functional, decomposition_table=decomposed)(*fakes)
+        table = {**_DECOMPOSED, **decomposed}
+        graph_module = make_fx(functional, decomposition_table=table)(*fakes)
     _refuse_departures(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
     assert_functional(graph_module.graph)

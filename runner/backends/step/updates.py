@@ -45,7 +45,7 @@ class Updates:
         for offset, slot in enumerate(traced.functional.slots):
             self._own[slot.parameter].append(self._held + offset)
         self._gradients = trace_unwritten(
-            traced.gradients, self._of_gradients(inputs), plain_norms=traced.plain_norms
+            traced.gradients, self._of_gradients(inputs), decomposed=traced.decomposed
         )
 
     def _of_gradients(self, flat: Sequence[Any]) -> list[Any]:
