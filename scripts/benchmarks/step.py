@@ -9,11 +9,12 @@ returns, from batches that lie on the device and a learning rate that no call ha
 ms" what the runner's loop leaves to the thread that waits for a step's end (openxla_step frees
 there what the call has consumed), "program ms" the binding's own call plus the program (the
 device's floor), "host/bind" host ms over the time that `torch_xla._XLAC._run_cached_graph`
-takes of it, in the same calls. First steps go from weights on the host to a loss
-read on the host; imports and opening the device are not in them. "XLA s" are all compiles of the
-process. Ratios are ratios of medians. JAX's CPU client runs a program with donated inputs before
-its call returns: there its host time contains the program. All compute loss and gradient norm. A
-contestant that does not answer within two minutes is ended.
+takes of it, in the same calls. First steps go from weights on the host to a loss read on the host,
+each in a process of its own, in turns; "first s" is their median; imports and opening the device
+are not in them. "XLA s" are all compiles of the process. Ratios are ratios of medians. JAX's CPU
+client runs a program with donated inputs before its call returns: there its host time contains the
+program. All compute loss and gradient norm. A contestant that does not answer within two minutes
+is ended.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main() -> int:
 def _effort(arguments: argparse.Namespace) -> Effort:
     quick = arguments.quick
     return Effort(
+        firsts=arguments.firsts or (1 if quick else 3),
         rounds=arguments.rounds or (2 if quick else 10),
         steps=arguments.steps or (10 if quick else None),
         probes=2 if quick else 5,
@@ -84,6 +86,7 @@ def _arguments() -> argparse.Namespace:
         help=", ".join(CONTESTANTS),
     )
     parser.add_argument("--steps", type=positive, help="updates a burst (10 or 20, by model)")
+    parser.add_argument("--firsts", type=positive, help="first steps of each contestant (3)")
     parser.add_argument("--rounds", type=positive, help="bursts of each contestant (10)")
     parser.add_argument(
         "--quick", action="store_true", help="2 rounds and fewer calls, to see it work"

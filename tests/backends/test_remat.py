@@ -23,12 +23,13 @@ from tests.backends import problems
 STEPS = 4
 
 
-def gpt(*, dropout: float = 0.0, **changes: Any) -> Recipe:
+def gpt(*, dropout: float = 0.0, double: bool = False, **changes: Any) -> Recipe:
     settings = {"depth": 3, "width": 32, "heads": 2, "dropout": dropout, "positions": "rotary"}
     facts = {"vocabulary": 32, "seq_len": 16, "heldout_tokens": 100, "heldout_bytes": 400}
     job = GPTJob(settings, facts)
     torch.manual_seed(0)
-    return Recipe(job.build(), job.loss, job.evaluate, problems.adamw, **changes)
+    model = job.build().double() if double else job.build()
+    return Recipe(model, job.loss, job.evaluate, problems.adamw, **changes)
 
 
 def batch(step: int) -> dict[str, Tensor]:
@@ -62,10 +63,13 @@ def trained(recipe: Recipe, **options: Any) -> tuple[list[float], GraphRecord]:
     ids=["plain", "dropout", "accumulated"],
 )
 def test_training_is_the_same(changes: dict[str, Any]) -> None:
-    """With dropout this holds only if the second forward pass has the first one's masks."""
-    kept, once = trained(gpt(**changes))
-    again, twice = trained(gpt(remat=True, **changes))
-    assert again == pytest.approx(kept, rel=1e-6)
+    """With dropout this holds only if the second forward pass has the first one's masks.
+
+    In float64, because AdamW amplifies float32's rounding, which differs from program to program.
+    """
+    kept, once = trained(gpt(double=True, **changes))
+    again, twice = trained(gpt(double=True, remat=True, **changes))
+    assert again == pytest.approx(kept, rel=1e-7)
     assert twice.nodes > 1.2 * once.nodes
 
 

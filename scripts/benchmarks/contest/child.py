@@ -28,23 +28,24 @@ class Timing:
 
             self._clock = BindingClock()
         self._one = create(model, name)
+        self._losses: list[float] = []
         self._warm_compiles = 0
 
-    def start(self) -> Reply:
-        """The first call, from weights on the host to its loss read; then the warm-up."""
+    def first(self) -> Reply:
+        """The first call, from weights on the host to its loss read."""
         begun = time.perf_counter()
         self._one.start()
-        losses = self._one.losses(self._one.call())
+        self._losses = self._one.losses(self._one.call())
         seconds = time.perf_counter() - begun
-        first_compile_s = self._one.compiles()[1]
-        calls = 1
-        while len(losses) < WARM_UPDATES or calls < 2:
+        return {"first_step_s": seconds, "first_compile_s": self._one.compiles()[1]}
+
+    def warm(self) -> Reply:
+        """Calls until nothing compiles any more, one at least."""
+        losses = self._losses + self._one.losses(self._one.call())
+        while len(losses) < WARM_UPDATES:
             losses += self._one.losses(self._one.call())
-            calls += 1
         self._warm_compiles, compile_s = self._one.compiles()
         return {
-            "first_step_s": seconds,
-            "first_compile_s": first_compile_s,
             "compile_s": compile_s,
             "losses": losses[:WARM_UPDATES],
             "parameters": self._one.parameters,

@@ -35,12 +35,14 @@ class Effort:
     """How much is measured.
 
     Attributes:
+        firsts: First steps of every contestant, each in a process of its own.
         rounds: Turns that every contestant gets.
         steps: Updates in a turn's timed burst; None for as many as suit the model.
         probes: Single calls in a turn, for host time.
         apart: One contestant after another, where one process holds the device (a TPU).
     """
 
+    firsts: int
     rounds: int
     steps: int | None
     probes: int
@@ -76,6 +78,8 @@ class Row:
     to_openxla_step: float | None = None
     others_cpu_share: float = 0.0
     bursts_ms: list[float] = dataclasses.field(default_factory=list)
+    first_steps_s: list[float] = dataclasses.field(default_factory=list)
+    first_compiles_s: list[float] = dataclasses.field(default_factory=list)
 
 
 class ContestantFailed(Exception):
@@ -85,13 +89,13 @@ class ContestantFailed(Exception):
 class Entrant:
     """A contestant's process and what it has answered."""
 
-    def __init__(self, model: str, name: str, *, environment: dict[str, str]) -> None:
-        self.row = Row(model, name)
+    def __init__(self, row: Row, *, environment: dict[str, str]) -> None:
+        self.row = row
         self._samples: dict[str, list[float]] = {}
         # A file, not a pipe, which nobody would empty while an answer is awaited.
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "contest.child", model, name],
+            [sys.executable, "-m", "contest.child", row.model, row.contestant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -141,9 +145,15 @@ class Entrant:
         """Wait until the process has imported what it needs, which nobody's clock counts."""
         self.answer()
 
-    def begin(self) -> None:
-        """First step and warm-up."""
-        self._fill(self.ask(do="start"))
+    def first(self) -> None:
+        """The first step; those of its forerunners, if any, are in the row already."""
+        row, answer = self.row, self.ask(do="first")
+        row.first_steps_s.append(answer["first_step_s"])
+        row.first_compiles_s.append(answer["first_compile_s"])
+
+    def warm(self) -> None:
+        """The rest of what comes before the first timed burst."""
+        self._fill(self.ask(do="warm"))
 
     def turn(self, effort: Effort) -> None:
         """One round's burst and probes."""
@@ -160,6 +170,8 @@ class Entrant:
         row = self.row
         self._fill(self.ask(do="facts"))
         self._fill({k: statistics.median(v) for k, v in self._samples.items() if v})
+        row.first_step_s = statistics.median(row.first_steps_s)
+        row.first_compile_s = statistics.median(row.first_compiles_s)
         row.step_median_ms = statistics.median(row.bursts_ms)
         row.step_p95_ms = p95(row.bursts_ms)
         row.host_to_binding = ratio(row.host_ms, row.binding_ms)
@@ -219,16 +231,22 @@ def _run(
     environment: dict[str, str],
     say: Callable[[str], None],
 ) -> list[Row]:
+    rows = [Row(model, name) for name in names]
+    for number in range(1, effort.firsts):
+        say(f"{model}: first steps, {number} of {effort.firsts}")
+        for row in rows if number % 2 == 0 else reversed(rows):
+            _forerun(row, environment=environment)
     with contextlib.ExitStack() as stack:
         say(f"{model}: starting {len(names)} processes")
-        entrants = [Entrant(model, name, environment=environment) for name in names]
+        entrants = [Entrant(row, environment=environment) for row in rows]
         for entrant in entrants:
             stack.callback(entrant.close)
         for entrant in entrants:
             entrant.attempt(Entrant.ready)
         for entrant in entrants:
             say(f"{model}: first step of {entrant.row.contestant}")
-            entrant.attempt(Entrant.begin)
+            entrant.attempt(Entrant.first)
+            entrant.attempt(Entrant.warm)
         bystanders = Bystanders([entrant.pid for entrant in entrants])
         for number in range(effort.rounds):
             say(f"{model}: round {number + 1} of {effort.rounds}")
@@ -238,7 +256,14 @@ def _run(
         for entrant in entrants:
             entrant.row.others_cpu_share = others
             entrant.attempt(Entrant.finish)
-        return [entrant.row for entrant in entrants]
+        return rows
+
+
+def _forerun(row: Row, *, environment: dict[str, str]) -> None:
+    """One more first step, of a process that does nothing else."""
+    with contextlib.closing(Entrant(row, environment=environment)) as entrant:
+        entrant.attempt(Entrant.ready)
+        entrant.attempt(Entrant.first)
 
 
 def _environment(folder: str) -> dict[str, str]:
