@@ -30,12 +30,19 @@ class GraphBuilder:
         own = [self._graph.placeholder(f"input_{i}") for i in range(count)]
         return [own[merged.get(i, i)] for i in range(count)]
 
-    def append(self, part: torch.fx.GraphModule, arguments: Sequence[Node]) -> list[Any]:
+    def append(
+        self,
+        part: torch.fx.GraphModule,
+        arguments: Sequence[Node],
+        *,
+        shape: torch.Size | None = None,
+    ) -> list[Any]:
         """Adds a functional graph and returns the nodes of its outputs.
 
         Args:
             part: What to add.
             arguments: Nodes in the place of its placeholders.
+            shape: What its tensors have here, if it is elementwise; 0-d ones stay so.
         """
         given, copies = iter(arguments), {}
         for node in part.graph.nodes:
@@ -47,6 +54,8 @@ class GraphBuilder:
                 copies[node] = self._constant(getattr(part, node.target))
             else:
                 copies[node] = self._copy(node, copies)
+                if shape is not None:
+                    _reshape(copies[node], shape)
         raise AssertionError("a graph without output")
 
     def call(self, target: torch._ops.OpOverload[..., Any], *args: Any) -> Node:
@@ -76,6 +85,13 @@ class GraphBuilder:
         if key not in self._seen:
             self._seen[key] = self._graph.node_copy(node, copies.__getitem__)
         return self._seen[key]
+
+
+def _reshape(node: Node, shape: torch.Size) -> None:
+    """Tells a node's shape where it is not a scalar's and not this one yet."""
+    value = node.meta["val"]
+    if value.dim() and value.shape != shape:
+        node.meta["val"] = value.new_empty(shape)
 
 
 #: From the merged inputs to a graph and the nodes of its outputs.

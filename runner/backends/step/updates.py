@@ -2,13 +2,14 @@
 
 Most of a step's traced ops are the same update repeated for every parameter. Where an optimizer
 updates each parameter alone, parameters of one shape share one trace; where it treats every
-element alike, small parameters are updated side by side, as one, and the others as they lie.
+element alike, all of a group do, and small parameters are updated side by side, as one, and the
+others as they lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.fx
@@ -28,6 +29,13 @@ Node = torch.fx.Node
 _COPIES = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default}
 
 
+class _Update(NamedTuple):
+    """How a parameter is updated, and whether that treats each element alone, and all alike."""
+
+    graph: GraphModule
+    elementwise: bool
+
+
 class Updates:
     """A step in parts.
 
@@ -38,7 +46,7 @@ class Updates:
 
     def __init__(self, traced: StepFunction, inputs: Sequence[Tensor]) -> None:
         self._traced, self._inputs = traced, inputs
-        self._kinds: dict[object, GraphModule] = {}
+        self._kinds: dict[object, _Update] = {}
         self._held, self._carried = len(traced.names), len(traced.initial)
         self._groups = traced.groups_of
         self._own = [[index] for index in range(traced.trainable)]
@@ -93,7 +101,7 @@ class Updates:
         value, *state = (self._inputs[i] for i in self._own[index])
         if not self._traced.pack or not {t.shape for t in state} <= {value.shape, torch.Size(())}:
             return False
-        return _elementwise(self._update([index]), value.shape)
+        return self._update([index], self._examples([index])).elementwise
 
     def _append(
         self,
@@ -116,7 +124,10 @@ class Updates:
             nodes = [
                 _turn(builder, node, lying_order(n)) for node, n in zip(nodes, dims, strict=True)
             ]
-        updated = builder.append(self._update(indices, lying=lying), nodes)
+        examples = self._examples(indices, lying=lying)
+        update = self._update(indices, examples)
+        shape = examples[0].shape if update.elementwise else None
+        updated = builder.append(update.graph, nodes, shape=shape)
         for column, node in zip(columns, updated, strict=True):
             dim = self._inputs[column[0]].dim()
             node = _turn(builder, node, standing_order(dim)) if lying else node
@@ -124,28 +135,37 @@ class Updates:
             for position, piece in zip(column, pieces, strict=True):
                 new[position] = piece
 
-    def _examples(self, indices: Sequence[int]) -> list[Tensor]:
-        """Tensors like the inputs of `step_one` for a parameter, or for several side by side."""
+    def _examples(self, indices: Sequence[int], *, lying: bool = False) -> list[Tensor]:
+        """Tensors like `step_one`'s inputs: for a parameter, or several side by side, or lying."""
         first = indices[0]
         value, *state = (self._inputs[i] for i in self._own[first])
         tensors = [value, value, self._inputs[self._carried + self._groups[first]], *state]
+        if lying:
+            return [t.new_empty(lay(t).shape) for t in tensors]
         if len(indices) == 1:
             return tensors
         size = sum(self._inputs[index].numel() for index in indices)
         return [t if t.dim() == 0 else t.new_empty(size) for t in tensors]
 
-    def _update(self, indices: Sequence[int], *, lying: bool = False) -> GraphModule:
-        """The graph of `step_one` for `_examples`, or for them as they lie."""
-        first, tensors = indices[0], self._examples(indices)
-        if lying:
-            tensors = [t.new_empty(lay(t).shape) for t in tensors]
+    def _update(self, indices: Sequence[int], examples: Sequence[Tensor]) -> _Update:
+        """`step_one` for such inputs; if it is elementwise, as it was traced for some shape.
+
+        No optimizer of torch.optim whose update is elementwise for one shape has another for
+        the next.
+        """
+        first, shape = indices[0], examples[0].shape
         group = self._groups[first]
-        kind = (group, tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors))
-        if kind not in self._kinds:
-            self._kinds[kind] = trace_unwritten(
-                lambda *flat: self._traced.functional.step_one(first, flat), tensors
+        own = (group, tuple((tuple(t.shape), t.stride(), t.dtype) for t in examples))
+        plain = all(t.shape in (shape, ()) and t.is_contiguous() for t in examples)
+        shared = (group, tuple((t.dim() == 0, t.dtype) for t in examples)) if plain else own
+        update = self._kinds.get(shared) or self._kinds.get(own)
+        if update is None:
+            graph = trace_unwritten(
+                lambda *flat: self._traced.functional.step_one(first, flat), examples
             )
-        return self._kinds[kind]
+            update = _Update(graph, elementwise=_elementwise(graph, shape))
+            self._kinds[shared if update.elementwise else own] = update
+        return update
 
 
 def _join(builder: GraphBuilder, nodes: Sequence[Node]) -> Node:
