@@ -109,7 +109,6 @@ class OpenXlaStep(Backend):
         norms, losses = outputs.pop(), outputs.pop()
         self._carried = outputs
         self._inputs.append((step + len(lrs), inputs))
-        self.log.warmed("step")
         return {"loss": losses, "grad_norm": norms}
 
     def ended(self, step: int) -> None:
@@ -124,10 +123,10 @@ class OpenXlaStep(Backend):
 
     def _program(self, batches: Sequence[Batch]) -> tuple[list[Tensor], Program]:
         """The tensors of these batches, and the program that takes them."""
-        tensors: list[Tensor] = []
-        shapes: Shapes = ()
-        for batch in cast("Sequence[PlacedBatch]", batches):
-            tensors += batch.tensors
+        first, *others = cast("Sequence[PlacedBatch]", batches)
+        tensors, shapes = first.tensors, first.shapes
+        for batch in others:
+            tensors = tensors + batch.tensors
             shapes += batch.shapes
         program = self._programs.get(shapes)
         if program is None:
@@ -169,6 +168,7 @@ class OpenXlaStep(Backend):
             watch.hash = hashlib.sha256(graph.code.encode()).hexdigest()[:16]
             with self._labels.lowered(graph) as run:
                 self._programs[shapes] = self._bind(run, batch)
+        self.log.warmed("step")
         return self._programs[shapes]
 
     def _trace(self, batch: Sequence[Tensor]) -> fx.GraphModule:

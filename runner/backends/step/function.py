@@ -221,11 +221,12 @@ class StepFunction:
         parts = _side_by_side(gradients, pack=self.pack)
         norm = torch.nn.utils.get_total_norm([part for part, _ in parts], foreach=False)
         clipped = list(gradients)
+        if self._recipe.clip_norm is None:
+            return norm, clipped
+        scale = torch.clamp(self._recipe.clip_norm / (norm + 1e-6), max=1.0)
         for part, row in parts:
-            if self._recipe.clip_norm is not None:
-                scale = torch.clamp(self._recipe.clip_norm / (norm + 1e-6), max=1.0)
-                part = part * scale.to(part.dtype)
-            for index, piece in _apart(part, row, pack=self.pack):
+            scaled = part * scale.to(part.dtype)
+            for index, piece in _apart(scaled, row, pack=self.pack):
                 clipped[index] = piece
         return norm, clipped
 
