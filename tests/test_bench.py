@@ -27,8 +27,9 @@ def run(
     found = folder / "figures.json"
     path = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
     contestants = ["--contestants", "lazy,openxla_step,jax"]
+    options = ["--models", "mlp", "--json", found]
     done = subprocess.run(
-        [sys.executable, STEP, "--quick", "--models", "mlp", "--json", found, *contestants],
+        [sys.executable, STEP, "--quick", "--firsts", "2", *options, *contestants],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
         capture_output=True,
         text=True,
@@ -54,6 +55,8 @@ def test_there_is_a_table_and_every_figure_in_json(
     assert step["programs_per_step"] == lazy["programs_per_step"] == 1
     assert step["recompiles"] == lazy["recompiles"] == 0
     assert len(step["losses"]) == 10
+    assert len(step["first_steps_s"]) == 2
+    assert step["first_step_s"] == pytest.approx(sum(step["first_steps_s"]) / 2)
     assert step["losses"] == pytest.approx(lazy["losses"], rel=1e-5)
     judged = {target["what"]: target["met"] for target in found["targets"]}
     assert judged["programs a step"] is True

@@ -85,7 +85,7 @@ class CompileLog:
             self._record(role, inputs, watch=watch, trace_s=max(seconds - spent, 0.0), xla_s=spent)
 
     def warmed(self, role: str) -> None:
-        """A graph of this role has run: any further compile of the role is a recompile."""
+        """A graph of this role is ready: any further compile of the role is a recompile."""
         self._warm.add(role)
 
     def _record(

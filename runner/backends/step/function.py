@@ -214,16 +214,16 @@ class StepFunction:
         return result
 
     def _clip(self, gradients: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
-        """Global norm, and gradients scaled as `torch.nn.utils.clip_grads_with_norm_` does.
+        """Global norm, and gradients scaled as `torch.nn.utils.clip_grads_with_norm_` does, if so.
 
         Gradients are measured and scaled as they are updated: see `Layout`.
         """
         parts = _side_by_side(gradients, pack=self.pack)
         norm = torch.nn.utils.get_total_norm([part for part, _ in parts], foreach=False)
-        clipped = list(gradients)
         if self._recipe.clip_norm is None:
-            return norm, clipped
+            return norm, gradients
         scale = torch.clamp(self._recipe.clip_norm / (norm + 1e-6), max=1.0)
+        clipped = list(gradients)
         for part, row in parts:
             scaled = part * scale.to(part.dtype)
             for index, piece in _apart(scaled, row, pack=self.pack):

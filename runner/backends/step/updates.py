@@ -2,8 +2,8 @@
 
 Most of a step's traced ops are the same update repeated for every parameter. Where an optimizer
 updates each parameter alone, parameters of one shape share one trace; where it treats every
-element alike, all of a group do, and small parameters are updated side by side, as one, and the
-others as they lie.
+element alike, all parameters of a group share one, and small ones are updated side by side, as one,
+the others as they lie.
 """
 
 from __future__ import annotations
