@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -86,10 +86,9 @@ class Child:
 
     def wait(self, seconds: float = _WAIT_S) -> None:
         """Wait until there is something to read, or the worker ended, or time is up."""
-        import select
-
-        if self._reader.closed:
-            time.sleep(0.01)
+        if self._reader.closed:  # nothing more to read: its end is all that is waited for
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
             return
         select.select([self._descriptor], [], [], seconds)
 

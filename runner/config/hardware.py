@@ -118,11 +118,11 @@ def find_hardware(
     Raises:
         DeviceError: A TPU was asked for and there is none, or another one.
     """
+    if config.name == "cpu":
+        return _cpu(config)
     machine = machine or Machine.look()
-    if config.name == "cpu" or (config.name == "auto" and not machine.chips):
-        notice = "no TPU found; running on the CPU" if config.name == "auto" else ""
-        devices = config.devices or 1
-        return Hardware("cpu", devices, of=devices, notice=notice)
+    if config.name == "auto" and not machine.chips:
+        return _cpu(config, notice="no TPU found; running on the CPU")
     _refuse_absent(config, machine)
     devices = config.devices or (1 if single else machine.chips)
     if devices not in (1, machine.chips):
@@ -133,6 +133,11 @@ def find_hardware(
     told = SLICES.get(config.name) or SLICES.get(machine.slice)
     hosts = told.hosts if told and devices == machine.chips else 1
     return Hardware("tpu", devices, of=machine.chips, hosts=hosts, chip=machine.chip)
+
+
+def _cpu(config: HardwareConfig, *, notice: str = "") -> Hardware:
+    devices = config.devices or 1
+    return Hardware("cpu", devices, of=devices, notice=notice)
 
 
 def hardware_of(config: Config, *, machine: Machine | None = None) -> HardwareConfig:

@@ -6,6 +6,7 @@ whose source has changed is still the same job.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,7 @@ def _hash(config: Config, *, left_out: tuple[str, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=1024)  # the jobs of a sweep have the same keys
 def _within(key: str, sections: tuple[str, ...]) -> bool:
     if key in sections:
         return True

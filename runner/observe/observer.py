@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ class Observer:
         self._logdir = logdir or run_dir.path
         self._tally = Tally(earlier=earlier)
         self._journal = Journal(run_dir.metrics)
-        self._board = TensorBoardWriter(run_dir.tensorboard, hparams=hparams_of(config))
+        hparams = functools.partial(hparams_of, config)
+        self._board = TensorBoardWriter(run_dir.tensorboard, hparams=hparams)
         self._step_times = histogram.StepTimeHistogram()
         self._said: set[str] = set()
         self._graphs_written = 0

@@ -6,13 +6,14 @@ Which tags there are is `metrics.Tally`'s to say; this module only writes them d
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pathlib
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
@@ -48,24 +49,20 @@ _STAMP = re.compile(r"\d{10}\.\d{6}")
 
 
 class TensorBoardWriter:
-    """Writes one run's event file.
+    """Writes one run's event file, whose head comes with the first write.
 
     Args:
         folder: The run's TensorBoard folder.
-        hparams: The settings of the run, by dotted key.
+        hparams: Gives the settings of the run, by dotted key.
     """
 
-    def __init__(self, folder: pathlib.Path, *, hparams: Mapping[str, hp.HParam]) -> None:
+    def __init__(
+        self, folder: pathlib.Path, *, hparams: Callable[[], Mapping[str, hp.HParam]]
+    ) -> None:
         self._appender = Appender(folder / _file_name(folder))
         self._records = RecordWriter(self._appender)
-        self._hparams = dict(hparams)
-        self._has_experiment = False
-        for event in (
-            event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
-            _event(_layout()),
-            _event(hp.session_start(self._hparams, time_s=time.time())),
-        ):
-            self._records.write(event.SerializeToString())
+        self._hparams = functools.cache(hparams)
+        self._has_head = self._has_experiment = False
 
     def scalars(self, point: Point) -> None:
         """Write a point under each of its tags.
@@ -119,7 +116,7 @@ class TensorBoardWriter:
         if not self._has_experiment:
             self._has_experiment = True
             now = time.time()
-            self._write(_event(hp.experiment(self._hparams, metrics=metrics, time_s=now)))
+            self._write(_event(hp.experiment(self._hparams(), metrics=metrics, time_s=now)))
 
     def purge(self, step: int) -> None:
         """Tell readers to drop the points from `step` on: these steps will be repeated.
@@ -144,8 +141,19 @@ class TensorBoardWriter:
             self._appender.close()
 
     def _write(self, event: Any) -> None:
+        if not self._has_head:
+            self._has_head = True
+            self._begin()
         self._records.write(event.SerializeToString())
         self._records.flush()
+
+    def _begin(self) -> None:
+        for event in (
+            event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
+            _event(_layout()),
+            _event(hp.session_start(self._hparams(), time_s=time.time())),
+        ):
+            self._records.write(event.SerializeToString())
 
 
 def _file_name(folder: pathlib.Path) -> str:

@@ -21,6 +21,8 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 RATIO_TARGET, OVERHEAD_TARGET_S, JOB_TARGET_BYTES = 0.5, 2.0, 32_000
+#: Batches of jobs that do nothing, each followed by its processes alone.
+TURNS = 3
 JOBS = ("optim.lr=0.02,0.05,0.1,0.2", "seed=0,1,2")
 #: Puts the worker that does nothing in the place of the real one.
 IDLE = """\
@@ -109,9 +111,13 @@ def _step_compiles(batch: pathlib.Path) -> int:
 
 def overhead(jobs: int) -> dict[str, Any]:
     """The launcher's own seconds for jobs that do nothing, and bytes of each in the parent."""
-    with tempfile.TemporaryDirectory() as folder:
-        wall_s, _ = _timed(_idle_batch(jobs, "process"), folder)
-    processes_s = _processes_s(jobs)
+    walls, processes = [], []
+    for number in range(TURNS):
+        with tempfile.TemporaryDirectory() as folder:
+            walls.append(_timed(_idle_batch(jobs, "process"), folder)[0])
+        processes.append(_processes_s(jobs))
+        said = f"{jobs} jobs {walls[-1]:.2f} s, their processes {processes[-1]:.2f} s"
+        print(f"turn {number}: {said}", file=sys.stderr, flush=True)
     peaks = []
     for count in (jobs, 5 * jobs):
         with tempfile.TemporaryDirectory() as folder:
@@ -119,9 +125,9 @@ def overhead(jobs: int) -> dict[str, Any]:
         peaks.append(int(said.rpartition("peak ")[2]))
     return {
         "jobs": jobs,
-        "wall_s": wall_s,
-        "processes_s": processes_s,
-        "overhead_s": wall_s - processes_s,
+        "wall_s": walls,
+        "processes_s": processes,
+        "overhead_s": statistics.median(walls) - statistics.median(processes),
         "bytes_a_job": (peaks[1] - peaks[0]) / (4 * jobs),
     }
 
