@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 Arrays = dict[str, npt.NDArray[Any]]
+Decode = Callable[[npt.NDArray[np.int64]], str]
 Batch = Mapping[str, Tensor]
 Sharding = Mapping[str, "tuple[str | None, ...]"]
 
@@ -56,11 +57,13 @@ class Dataset:
         train: Examples to train on.
         heldout: Examples to evaluate on, or None.
         facts: What a model must know of the data, such as {"classes": 10}.
+        decode: The text of token numbers, [n], for people; None where the data is no text.
     """
 
     train: Source
     heldout: Source | None
     facts: Mapping[str, int]
+    decode: Decode | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +125,24 @@ class Job(abc.ABC):
         """Held-out metrics, each of shape [batch]: one value an example.
 
         The runner averages them over all examples, each counted once; `model` is in
-        evaluation mode.
+        evaluation mode. "predicted", if given, is no metric: what the model says of each
+        example, [batch, ...], of which `show` is handed the first few.
         """
+
+    def show(
+        self, batch: Arrays, predicted: npt.NDArray[Any], *, decode: Decode | None
+    ) -> Mapping[str, str | npt.NDArray[np.uint8]]:
+        """Held-out examples and what the model says of them, to be looked at in TensorBoard.
+
+        Args:
+            batch: The first few held-out examples.
+            predicted: `evaluate`'s "predicted" for them.
+            decode: `Dataset.decode`.
+
+        Returns:
+            By name: text in Markdown, or an image of shape [height, width, 3].
+        """
+        return {}
 
     def parameter_groups(self, model: nn.Module) -> Sequence[Mapping[str, Any]]:
         """Parameter groups for the optimizer: {"params": [...], further options}.
@@ -201,6 +220,7 @@ __all__ = [
     "DataError",
     "DataRequest",
     "Dataset",
+    "Decode",
     "Job",
     "SettingError",
     "Sharding",

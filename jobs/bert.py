@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from jobs import hf
 from jobs.base import Batch, Job, SettingError, Sharding, fraction, weight_decay_groups
 from jobs.classify import class_metrics
+from jobs.language import TextShown
 from jobs.stack import run_layers
 
 #: "base" has the sizes of BERT-base (its published config.json).
@@ -85,7 +86,7 @@ class _Bert(Job):
         return self.fact("seq_len")
 
 
-class MaskedBert(_Bert):
+class MaskedBert(_Bert, TextShown):
     """A BERT that predicts masked tokens."""
 
     def __init__(self, settings: Mapping[str, Any], facts: Mapping[str, int]) -> None:
@@ -110,14 +111,16 @@ class MaskedBert(_Bert):
         return self.evaluate(model, batch)["loss"].mean()
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Of the chosen tokens: the part that is told right, and cross entropy."""
+        """Of the chosen tokens: the part that is told right, cross entropy, the likeliest."""
         found = masked_logits(model, batch["tokens"]).float()
         chosen, target = batch["chosen"].float(), batch["target"]
         losses = F.cross_entropy(found.transpose(1, 2), target, reduction="none")
-        right = (found.argmax(dim=2) == target).float()
+        best = found.argmax(dim=2)
+        right = (best == target).float()
         return {
             "accuracy": (right * chosen).sum(dim=1) / self.facts["masked"],
             "loss": (losses * chosen).sum(dim=1) / self.facts["masked"],
+            "predicted": best,
         }
 
 

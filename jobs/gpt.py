@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from jobs.base import (
     Batch,
-    Job,
     SettingError,
     Sharding,
     fraction,
@@ -25,7 +24,7 @@ from jobs.base import (
     weight_decay_groups,
     whole,
 )
-from jobs.language import check_unmasked, next_token_loss, next_token_metrics
+from jobs.language import TextShown, check_unmasked, next_token_loss, next_token_metrics
 from jobs.stack import run_layers
 
 INIT_STD = 0.02
@@ -124,7 +123,7 @@ class GPT(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
 
-class GPTJob(Job):
+class GPTJob(TextShown):
     """A GPT that predicts the next token.
 
     Settings: `depth`, its blocks; `width`; `heads`, which divide the width into even parts;

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from jobs import hf
-from jobs.base import Batch, Job, SettingError, Sharding, fraction, weight_decay_groups
-from jobs.language import check_unmasked, next_token_loss, next_token_metrics
+from jobs.base import Batch, SettingError, Sharding, fraction, weight_decay_groups
+from jobs.language import TextShown, check_unmasked, next_token_loss, next_token_metrics
 from jobs.stack import run_layers
 
 #: "1b" and "8b" have the sizes of Llama 3.2 1B and Llama 3.1 8B (their published config.json),
@@ -65,7 +65,7 @@ FAMILY = hf.Family(
 )
 
 
-class Llama(Job):
+class Llama(TextShown):
     """A Llama that predicts the next token.
 
     Settings: `preset`, a name in `PRESETS` for random weights, or a folder in Hugging Face

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.base import Batch, Job, fraction, whole
-from jobs.classify import class_metrics
+from jobs.base import Batch, fraction, whole
+from jobs.classify import ImageClassifier
 
 
 class Block(nn.Module):
@@ -27,7 +27,7 @@ class Block(nn.Module):
         return torch.add(x, self.layers(x))
 
 
-class MLP(Job):
+class MLP(ImageClassifier):
     """A residual MLP that classifies flattened images.
 
     Settings: `width`; `depth`, its residual blocks; `dropout`.
@@ -53,7 +53,3 @@ class MLP(Job):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross entropy."""
         return F.cross_entropy(model(batch["image"]).float(), batch["label"])
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Whether the best class is the right one, and cross entropy."""
-        return class_metrics(model(batch["image"]), batch["label"])

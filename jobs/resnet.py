@@ -9,11 +9,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.base import Batch, Job, fraction, setting, weight_decay_groups
-from jobs.classify import class_metrics
+from jobs.base import Batch, fraction, setting, weight_decay_groups
+from jobs.classify import ImageClassifier
 
 
-class ResNet(Job):
+class ResNet(ImageClassifier):
     """ResNet-18/34/50/101 that classifies images.
 
     Settings: `depth`; `stem`, "imagenet" (7x7 stride 2, then max-pool) or "small" (3x3 stride 1,
@@ -47,10 +47,6 @@ class ResNet(Job):
         """Cross entropy."""
         logits = model(batch["image"]).float()
         return F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Whether the best class is the right one, and cross entropy."""
-        return class_metrics(model(batch["image"]), batch["label"])
 
     def parameter_groups(self, model: nn.Module) -> Sequence[Mapping[str, Any]]:
         """Weight decay for convolutions and the classifier, none for norms and biases."""

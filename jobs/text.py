@@ -12,8 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.base import Arrays, DataError, DataRequest, Dataset, SettingError, Source, whole
+from jobs.base import (
+    Arrays,
+    DataError,
+    DataRequest,
+    Dataset,
+    Decode,
+    SettingError,
+    Source,
+    whole,
+)
 from jobs.masking import MaskedSource, masked_tokens
+from jobs.tokenizer import Bytes
 
 Integers = npt.NDArray[np.int64]
 
@@ -35,7 +45,13 @@ def prose(request: DataRequest) -> Dataset:
     """
     text = np.frombuffer(_read_prose().encode(), dtype=np.uint8)
     cut = len(text) - int(len(text) * HELDOUT_FRACTION)
-    corpus = Corpus(text[:cut], text[cut:], vocabulary=BYTES, heldout_bytes=len(text) - cut)
+    corpus = Corpus(
+        text[:cut],
+        text[cut:],
+        vocabulary=BYTES,
+        heldout_bytes=len(text) - cut,
+        decode=Bytes().decode,
+    )
     return examples(corpus, request)
 
 
@@ -49,6 +65,7 @@ class Corpus:
         vocabulary: Number of different tokens.
         heldout_bytes: Bytes of text that `heldout` stands for.
         mask_token: The token that hides others, or None for one of its own after the others.
+        decode: See `Dataset`.
     """
 
     train: npt.NDArray[Any]
@@ -56,6 +73,7 @@ class Corpus:
     vocabulary: int
     heldout_bytes: int
     mask_token: int | None = None
+    decode: Decode | None = None
 
 
 def examples(corpus: Corpus, request: DataRequest) -> Dataset:
@@ -91,7 +109,7 @@ def examples(corpus: Corpus, request: DataRequest) -> Dataset:
         ]
         facts["vocabulary"] = max(corpus.vocabulary, mask + 1)
     assert sources[0] is not None
-    return Dataset(sources[0], sources[1], facts)
+    return Dataset(sources[0], sources[1], facts, corpus.decode)
 
 
 @dataclasses.dataclass(frozen=True)

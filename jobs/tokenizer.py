@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs import hf
-from jobs.base import DataError
+from jobs.base import DataError, Decode, SettingError
 
 Integers = npt.NDArray[np.int64]
 
@@ -19,6 +20,8 @@ Integers = npt.NDArray[np.int64]
 END_BYTE = 0
 #: The token that begins a text to classify, after those of the bytes.
 FIRST = 256
+#: What shows for a token that stands for no byte.
+NO_TEXT = "▢"
 
 
 class Tokenizer(Protocol):
@@ -41,6 +44,9 @@ class Tokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[Integers]:
         """Each text's tokens, without special ones."""
+
+    def decode(self, tokens: Integers) -> str:
+        """The text of tokens, for people: what is no text shows all the same."""
 
     def encode_sentences(self, texts: Sequence[str], *, longest: int) -> list[Integers]:
         """Each text's tokens with the special ones that a classifier wants, cut to `longest`."""
@@ -73,6 +79,23 @@ def tokenizer_from(folder: str | None) -> Tokenizer:
     return Folder(loaded, end)
 
 
+def decoder(folder: str | None) -> Decode:
+    """The `decode` of a tokenizer that is read when it is first asked; numbers if it is gone."""
+
+    @functools.cache
+    def found() -> Tokenizer | None:
+        try:
+            return tokenizer_from(folder)
+        except (DataError, SettingError):
+            return None
+
+    def decode(tokens: Integers) -> str:
+        tokenizer = found()
+        return " ".join(map(str, tokens)) if tokenizer is None else tokenizer.decode(tokens)
+
+    return decode
+
+
 @dataclasses.dataclass(frozen=True)
 class Bytes:
     """UTF-8 bytes as tokens; a document ends with a zero."""
@@ -84,6 +107,10 @@ class Bytes:
     def encode(self, texts: Sequence[str]) -> list[Integers]:
         """See `Tokenizer.encode`."""
         return [_bytes(text).astype(np.int64) for text in texts]
+
+    def decode(self, tokens: Integers) -> str:
+        """See `Tokenizer.decode`: a character a byte, so that lines of tokens stand in line."""
+        return "".join(chr(token) if token < FIRST else NO_TEXT for token in tokens)
 
     def encode_sentences(self, texts: Sequence[str], *, longest: int) -> list[Integers]:
         """See `Tokenizer.encode_sentences`: a first token of its own, then the bytes."""
@@ -113,6 +140,11 @@ class Folder:
         # Not verbose: text longer than the model's window is what we want.
         found = self.loaded(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [np.array(tokens, dtype=np.int64) for tokens in found]
+
+    def decode(self, tokens: Integers) -> str:
+        """See `Tokenizer.decode`."""
+        text: str = self.loaded.decode(tokens.tolist())
+        return text
 
     def encode_sentences(self, texts: Sequence[str], *, longest: int) -> list[Integers]:
         """See `Tokenizer.encode_sentences`."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from jobs.base import DataError, DataRequest, Dataset
 from jobs.documents import Piece, find_files, read_pieces
 from jobs.text import HELDOUT_FRACTION, Corpus, examples
-from jobs.tokenizer import Integers, Tokenizer, tokenizer_from
+from jobs.tokenizer import Integers, Tokenizer, decoder, tokenizer_from
 
 DESCRIPTION = "tokens.json"
 FORMAT = 1
@@ -56,6 +56,7 @@ def text(request: DataRequest) -> Dataset:
         vocabulary=tokenizer.vocabulary,
         heldout_bytes=heldout_bytes,
         mask_token=tokenizer.mask,
+        decode=tokenizer.decode,
     )
     return examples(corpus, request)
 
@@ -80,6 +81,7 @@ def tokens(request: DataRequest) -> Dataset:
         vocabulary=about["vocabulary"],
         heldout_bytes=parts["val"]["bytes"] if "val" in parts else 0,
         mask_token=about["mask"],
+        decode=decoder(about.get("tokenizer")),
     )
     return examples(corpus, request)
 

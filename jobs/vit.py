@@ -13,7 +13,6 @@ from torchvision.models import VisionTransformer
 
 from jobs.base import (
     Batch,
-    Job,
     SettingError,
     Sharding,
     fraction,
@@ -21,11 +20,11 @@ from jobs.base import (
     weight_decay_groups,
     whole,
 )
-from jobs.classify import class_metrics
+from jobs.classify import ImageClassifier
 from jobs.stack import Stack
 
 
-class ViT(Job):
+class ViT(ImageClassifier):
     """A Vision Transformer that classifies images.
 
     Settings: `patch`, the side of a patch in pixels, which divides the image's; `depth`; `width`;
@@ -91,10 +90,6 @@ class ViT(Job):
         """Cross entropy."""
         logits = model(batch["image"]).float()
         return F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Whether the best class is the right one, and cross entropy."""
-        return class_metrics(model(batch["image"]), batch["label"])
 
     def parameter_groups(self, model: nn.Module) -> Sequence[Mapping[str, Any]]:
         """Weight decay for matrices, none for norms and biases."""

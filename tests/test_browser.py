@@ -63,6 +63,12 @@ def test_the_hparams_table_has_every_job(page: Browser) -> None:
     page.picture("hparams")
 
 
+def test_the_images_page_shows_held_out_examples_of_every_job(page: Browser) -> None:
+    page.open("images")
+    page.wait(lambda text: "eval/examples" in text and set(JOBS) <= set(text))
+    page.picture("images")
+
+
 def test_the_profile_page_shows_the_trace(page: Browser) -> None:
     page.open("profile")
     page.wait(lambda text: "Sessions (3)" in text and "Performance Summary" in text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import sys
 from typing import Any
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runner.observe.operations import costs_of
@@ -179,6 +181,13 @@ def test_explain_says_what_it_lacks(trained: tuple[pathlib.Path, str]) -> None:
         done = start(run, "explain", asked)
         assert done.returncode == 64
         assert said in done.stderr
+
+
+def test_every_evaluation_shows_examples(events: EventAccumulator) -> None:
+    pictures = events.Tensors("eval/examples")
+    assert [picture.step for picture in pictures] == [EVAL_EVERY, 2 * EVAL_EVERY, STEPS]
+    width, height, png = pictures[-1].tensor_proto.string_val
+    assert Image.open(io.BytesIO(png)).size == (int(width), int(height))
 
 
 def test_texts_and_hparams_are_in_the_same_run(events: EventAccumulator) -> None:

@@ -22,6 +22,8 @@ from runner.config.schema import PassesConfig
 
 Batch = Mapping[str, Tensor]
 Metrics = dict[str, Tensor]
+#: What `Job.evaluate` may return beside metrics, and of how many examples it is handed out.
+PREDICTED, SHOWN = "predicted", 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Recipe:
     Attributes:
         model: The model on the host, with its initial weights.
         loss: Mean loss of a (micro-)batch, a scalar.
-        evaluate: Held-out metrics, one value an example.
+        evaluate: Held-out metrics, one value an example; see `jobs.base.Job.evaluate`.
         make_optimizer: An optimizer over the parameters of a module shaped like `model`.
         autocast: Type for `torch.autocast` around forward and loss, or None for float32.
         clip_norm: Largest global gradient norm, or None.
@@ -142,6 +144,8 @@ class Backend(abc.ABC):
     def eval_step(self, batch: Batch, mask: Tensor) -> Metrics:
         """Held-out metrics of a batch, summed over the examples where `mask` is 1.
 
+        What is "predicted" is that of the first `SHOWN` examples: [SHOWN, ...].
+
         Args:
             batch: A batch on the device, padded to a constant size.
             mask: float32 of shape [batch].
@@ -196,5 +200,8 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
 
 
 def masked_sums(metrics: Mapping[str, Tensor], mask: Tensor) -> Metrics:
-    """Sums over the examples that count."""
-    return {name: (values.float() * mask).sum() for name, values in metrics.items()}
+    """Sums over the examples that count; of what is predicted, the first few as they are."""
+    return {
+        name: values[:SHOWN] if name == PREDICTED else (values.float() * mask).sum()
+        for name, values in metrics.items()
+    }

@@ -6,6 +6,7 @@ ends the run.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import functools
@@ -86,6 +87,7 @@ class Observer:
             self._write_graphs(final=isinstance(event, Ended))
         if isinstance(event, Evaluated) and point is not None:
             self._compare_by([tag for tag in point.values if tag.startswith("eval/")])
+            self._show(event)
         if isinstance(event, Preflighted) and point is not None:
             self._write_verdict(event, list(point.values))
         self._console.handle(event, point)
@@ -164,6 +166,13 @@ class Observer:
             self._board.compare_by(tags)
             text = preflight_text(report_from_json(event.report))
             self._board.text("preflight", markdown=tables.text_block(text))
+
+    def _show(self, event: Evaluated) -> None:
+        with self._survive("TensorBoard"):
+            for name, markdown in event.texts.items():
+                self._board.text(f"eval/{name}", markdown=markdown, step=event.step)
+            for name, png in event.images.items():
+                self._board.image(f"eval/{name}", png=base64.b64decode(png), step=event.step)
 
     def _compare_by(self, eval_tags: list[str]) -> None:
         with self._survive("TensorBoard"):

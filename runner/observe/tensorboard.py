@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -86,6 +88,24 @@ class TensorBoardWriter:
             tag=tag,
             metadata=text_metadata.create_summary_metadata(tag, ""),
             tensor=_string_tensor(markdown.encode("utf-8", "replace"), shape=(1,)),
+        )
+        self._write(_event(summary_pb2.Summary(value=[value]), step=step))
+
+    def image(self, tag: str, *, png: bytes, step: int) -> None:
+        """Write an image.
+
+        Raises:
+            OSError: See `scalars`.
+        """
+        width, height = struct.unpack(">II", png[16:24])  # of PNG's first chunk
+        value = summary_pb2.Summary.Value(
+            tag=tag,
+            metadata=image_metadata.create_summary_metadata(tag, ""),
+            tensor=tensor_pb2.TensorProto(
+                dtype=types_pb2.DT_STRING,
+                string_val=[str(width).encode(), str(height).encode(), png],
+                tensor_shape=_shape(3),
+            ),
         )
         self._write(_event(summary_pb2.Summary(value=[value]), step=step))
 

@@ -145,13 +145,24 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """One pass over the held-out data."""
+    """One pass over the held-out data.
+
+    Attributes:
+        step: Completed updates.
+        metrics: Means over all examples.
+        examples: How many there are.
+        seconds: How long it took.
+        texts: What the job shows of the first few: Markdown, by name.
+        images: The same: PNG as Base64, by name.
+    """
 
     kind: ClassVar[str] = "evaluated"
     step: int
     metrics: dict[str, float]
     examples: int
     seconds: float
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    images: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

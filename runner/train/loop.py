@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import psutil
 from torch import Tensor
 
-from runner.backends.base import Backend
+from runner.backends.base import PREDICTED, Backend
 from runner.config.schema import Config
 from runner.record.errors import CheckpointError, NonFiniteError, StopRequested
 from runner.record.events import Evaluated, Event, Notice, Phase, StepRecord, Steps
@@ -27,6 +27,7 @@ from runner.train.profiler import Profiler
 from runner.train.pulse import Pulse
 from runner.train.saver import Saver
 from runner.train.schedule import learning_rate
+from runner.train.show import Show
 from runner.train.signals import StopFlag
 
 #: Seconds between two readings of memory in use.
@@ -178,10 +179,14 @@ class Training:
         self.send(Phase("evaluating"))
         start = time.perf_counter()
         sums: list[Mapping[str, Tensor]] = []
-        for arrays, mask in evaluation_batches(source, self.config.job.eval_batch_size):
+        batch_size = self.config.job.eval_batch_size
+        show = Show(self.built, batches=math.ceil(len(source) / batch_size))
+        for arrays, mask in evaluation_batches(source, batch_size):
             placed = self.backend.place({**arrays, "mask": mask})
             mask_on_device = placed.pop("mask")
-            sums.append(self.backend.eval_step(placed, mask_on_device))
+            found = self.backend.eval_step(placed, mask_on_device)
+            show.take(arrays, found.pop(PREDICTED, None), examples=int(mask.sum()))
+            sums.append(found)
             self._go_on()
         totals = dict.fromkeys(sums[0], 0.0)
         for part in sums:
@@ -190,7 +195,8 @@ class Training:
             self._go_on()
         metrics = {name: total / len(source) for name, total in totals.items()}
         seconds = time.perf_counter() - start
-        self.send(Evaluated(self.step, metrics, examples=len(source), seconds=seconds))
+        event = Evaluated(self.step, metrics, examples=len(source), seconds=seconds)
+        self.send(show.added_to(event, say=self.send))
 
 
 class StepLog:

@@ -15,7 +15,7 @@ from jobs.bert import BertClassifier, MaskedBert
 from jobs.gpt import GPTJob
 from jobs.llama import Llama
 from jobs.vit import ViT
-from runner.backends.base import Recipe
+from runner.backends.base import PREDICTED, Recipe
 from tests.backends import problems
 
 TEXT_FACTS = {"vocabulary": 32, "seq_len": 16, "heldout_tokens": 10, "heldout_bytes": 10}
@@ -97,8 +97,8 @@ TINY = {
 @functools.cache
 def trained(
     name: str, backend_name: str, *, remat: bool = False
-) -> tuple[list[float], dict[str, float]]:
-    """Losses of two steps, then the held-out metrics of a batch."""
+) -> tuple[list[float], dict[str, float], Tensor]:
+    """Losses of two steps, then the held-out metrics of a batch and what is predicted of it."""
     tiny = TINY[name]
     job = tiny.job()
     torch.manual_seed(0)
@@ -118,20 +118,24 @@ def trained(
     mask = torch.ones(len(next(iter(held.values()))))
     placed = backend.place({**held, "mask": mask})
     metrics = backend.eval_step(placed, placed.pop("mask"))
-    return losses, {key: value.item() for key, value in metrics.items()}
+    predicted = metrics.pop(PREDICTED).cpu()
+    return losses, {key: value.item() for key, value in metrics.items()}, predicted
 
 
 @pytest.mark.parametrize("backend", ["lazy", "openxla", "openxla_step"])
 @pytest.mark.parametrize("name", TINY)
 def test_losses_and_metrics_agree_with_eager(name: str, backend: str) -> None:
-    losses, metrics = trained(name, "eager")
+    losses, metrics, predicted = trained(name, "eager")
     assert losses[0] != losses[1]
-    assert trained(name, backend)[0] == pytest.approx(losses, rel=1e-5)
-    assert trained(name, backend)[1] == pytest.approx(metrics, rel=1e-4)
+    got = trained(name, backend)
+    assert got[0] == pytest.approx(losses, rel=1e-5)
+    assert got[1] == pytest.approx(metrics, rel=1e-4)
+    assert got[2].shape == predicted.shape
+    assert (got[2] == predicted).double().mean() > 0.9  # two that are level may change places
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_losses_are_the_same_with_layers_computed_again(name: str) -> None:
-    losses, metrics = trained(name, "eager")
+    losses, metrics, _ = trained(name, "eager")
     assert trained(name, "openxla_step", remat=True)[0] == pytest.approx(losses, rel=1e-5)
     assert trained(name, "openxla_step", remat=True)[1] == pytest.approx(metrics, rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 import json
@@ -13,13 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from PIL import Image
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from runner.config.schema import Config
 from runner.observe.console import Console
 from runner.observe.observer import Observer
-from runner.record.events import Event, Steps
+from runner.record.events import Evaluated, Event, Steps
 from runner.record.outcome import Result, State
 from runner.record.rundir import RunDir
 from tests.observe.conftest import graph, recorded_run, started, steps_event
@@ -204,6 +206,21 @@ def test_a_preempted_run_that_is_resumed_ends_as_a_success_without_repeated_poin
     assert [s.step for s in reader.Scalars("train/loss")] == [2, 3, 4, 5]
     assert [entry["step"] for entry in journal(run_dir)] == [2, 3, 4, 5]
     assert hparams_of(reader)[2].status == api_pb2.STATUS_SUCCESS
+
+
+def test_what_a_job_shows_is_there_at_its_step_and_once(
+    run_dir: RunDir, config: Config, read: Read
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (7, 5), "red").save(file, "PNG")
+    png = base64.b64encode(file.getvalue()).decode()
+    evaluated = Evaluated(2, {"loss": 0.5}, 10, 0.1, texts={"words": "a *b*"}, images={"row": png})
+    observe(run_dir, config, [started(), *map(steps_event, (1, 2)), evaluated, evaluated])
+    reader = read(run_dir.tensorboard)
+    (words,), (row,) = reader.Tensors("eval/words"), reader.Tensors("eval/row")
+    assert (words.step, words.tensor_proto.string_val[0]) == (2, b"a *b*")
+    assert (row.step, list(row.tensor_proto.string_val)) == (2, [b"7", b"5", file.getvalue()])
+    assert reader.SummaryMetadata("eval/row").plugin_data.plugin_name == "images"
 
 
 def test_a_retry_leaves_each_step_once(run_dir: RunDir, config: Config, read: Read) -> None:
