@@ -9,14 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs import hf
-from jobs.base import Batch, Job, SettingError, Sharding, fraction, weight_decay_groups
-from jobs.classify import class_metrics
-from jobs.language import TextShown
+from jobs.base import (
+    Arrays,
+    Batch,
+    Decode,
+    Job,
+    SettingError,
+    Sharding,
+    fraction,
+    weight_decay_groups,
+)
+from jobs.classify import class_metrics, class_words
+from jobs.language import SHOWN_TOKENS, TextShown, plain_text
 from jobs.stack import run_layers
 
 #: "base" has the sizes of BERT-base (its published config.json).
@@ -147,6 +157,18 @@ class BertClassifier(_Bert):
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Whether the best class is the right one, and cross entropy."""
         return class_metrics(class_logits(model, batch), batch["label"])
+
+    def show(
+        self, batch: Arrays, predicted: npt.NDArray[Any], *, decode: Decode | None
+    ) -> Mapping[str, str]:
+        """Each text below its class and what the model took it for."""
+        lines = []
+        for tokens, length, label, said in zip(
+            batch["tokens"], batch["length"], batch["label"], predicted, strict=True
+        ):
+            text = plain_text(tokens[: min(length, SHOWN_TOKENS)], decode)
+            lines += [f"    {class_words(label, said)}", f"    {text}", ""]
+        return {"examples": "\n".join(lines)}
 
 
 def masked_logits(model: Any, tokens: Tensor) -> Tensor:

@@ -54,6 +54,11 @@ def class_metrics(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
     }
 
 
+def class_words(label: int, said: int) -> str:
+    """An example's class, and what else the model took it for."""
+    return f"{label}" if label == said else f"{label}, not {said}"
+
+
 def _tile(image: npt.NDArray[np.float32], *, label: int, said: int) -> Pixels:
     """One image, float32 [channels, side, side] of any range, with its words above it."""
     low, high = float(image.min()), float(image.max())
@@ -64,7 +69,6 @@ def _tile(image: npt.NDArray[np.float32], *, label: int, said: int) -> Pixels:
     tile.paste(
         Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (2, WORDS_HEIGHT)
     )
-    right = label == said
-    words = f"{label}" if right else f"{label}, not {said}"
-    ImageDraw.Draw(tile).text((2, 2), words, fill=RIGHT if right else WRONG)
+    colour = RIGHT if label == said else WRONG
+    ImageDraw.Draw(tile).text((2, 2), class_words(label, said), fill=colour)
     return np.asarray(tile)

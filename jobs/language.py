@@ -59,19 +59,19 @@ class TextShown(Job):
         Of masked text, what the model was asked for stands between: the rest is as it was.
         """
         blocks = []
-        for row, target in enumerate(batch["target"][:, :SHOWN_TOKENS]):
-            said = predicted[row, :SHOWN_TOKENS]
+        for place, target in enumerate(batch["target"][:, :SHOWN_TOKENS]):
+            said = predicted[place, :SHOWN_TOKENS]
             lines = {"text": target}
             if "chosen" in batch:
-                lines["asked"] = batch["tokens"][row, :SHOWN_TOKENS]
-                said = np.where(batch["chosen"][row, :SHOWN_TOKENS], said, target)
+                lines["asked"] = batch["tokens"][place, :SHOWN_TOKENS]
+                said = np.where(batch["chosen"][place, :SHOWN_TOKENS], said, target)
             lines["model"] = said
-            blocks += [f"    {name:5} | {_plain(found, decode)}" for name, found in lines.items()]
+            blocks += [f"    {name:5} | {plain_text(row, decode)}" for name, row in lines.items()]
             blocks.append("")
         return {"examples": "\n".join(blocks)}
 
 
-def _plain(tokens: npt.NDArray[np.int64], decode: Decode | None) -> str:
+def plain_text(tokens: npt.NDArray[np.int64], decode: Decode | None) -> str:
     """Tokens as one line, each character that would not show as a dot."""
     text = decode(tokens) if decode is not None else " ".join(map(str, tokens))
     return "".join(character if character.isprintable() else "·" for character in text)

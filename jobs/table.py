@@ -60,7 +60,7 @@ def table(request: DataRequest) -> Dataset:
         sources.append(_source(encoded, labels, seq_len))
     vocabulary = max(tokenizer.vocabulary, FIRST + 1)
     facts = {"vocabulary": vocabulary, "seq_len": seq_len, "classes": len(classes)}
-    return Dataset(sources[0], sources[1], facts)
+    return Dataset(sources[0], sources[1], facts, tokenizer.decode)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Show:
         self._built = built
         self._every = max(1, batches // SHOWN)
         self._of_each = -(-SHOWN // batches)
-        self._taken: list[tuple[Mapping[str, Tensor], Tensor, int]] = []
+        self._taken: list[tuple[dict[str, Tensor], Tensor]] = []
         self._seen = 0
 
     def take(self, batch: Mapping[str, Tensor], predicted: Tensor | None, *, examples: int) -> None:
@@ -42,7 +42,9 @@ class Show:
             examples: How many of the batch count.
         """
         if self._seen % self._every == 0 and predicted is not None:
-            self._taken.append((batch, predicted, min(examples, self._of_each)))
+            count = min(examples, self._of_each)
+            kept = {name: tensor[:count].clone() for name, tensor in batch.items()}
+            self._taken.append((kept, predicted))
         self._seen += 1
 
     def added_to(self, event: Evaluated, *, say: Callable[[Event], None]) -> Evaluated:
@@ -50,23 +52,25 @@ class Show:
         if not self._taken:
             return event
         job, decode = self._built.job, self._built.data.decode
-        batch = {
-            name: _joined(part[name][:count] for part, _, count in self._taken)
-            for name in self._taken[0][0]
-        }
+        names = self._taken[0][0]
+        batch = {name: _joined(kept[name] for kept, _ in self._taken) for name in names}
         # sync: the end of an evaluation
-        predicted = _joined(found.cpu()[:count] for _, found, count in self._taken)
+        said = _joined(found.cpu()[: _examples(kept)] for kept, found in self._taken)
         try:
-            shown = job.show(batch, predicted, decode=decode)
+            shown = job.show(batch, said, decode=decode)
             texts = {name: value for name, value in shown.items() if isinstance(value, str)}
             images = {
                 name: _png(value) for name, value in shown.items() if not isinstance(value, str)
             }
         except Exception as error:  # the job's own; nothing that the run needs
-            said = f"{type(job).__name__}.show failed: {type(error).__name__}: {error}"
-            say(Notice("warning", said))
+            what = f"{type(job).__name__}.show failed: {type(error).__name__}: {error}"
+            say(Notice("warning", what))
             return event
         return dataclasses.replace(event, texts=texts, images=images)
+
+
+def _examples(batch: Mapping[str, Tensor]) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _joined(parts: Iterable[Tensor]) -> npt.NDArray[Any]:

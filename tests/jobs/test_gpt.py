@@ -114,6 +114,7 @@ def test_evaluation_gives_bits_for_each_byte_of_each_example() -> None:
             return torch.zeros(*tokens.shape, 17)
 
     metrics = gpt().evaluate(Fixed(), batch_of(5))
+    assert metrics.pop("predicted").shape == (5, 12)
     assert {name: m.shape for name, m in metrics.items()} == {"loss": (5,), "bits_per_byte": (5,)}
     torch.testing.assert_close(metrics["loss"], torch.full((5,), math.log(17)))
     # The held-out text has four bytes a token.

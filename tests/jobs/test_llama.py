@@ -64,6 +64,7 @@ def test_evaluation_gives_bits_for_each_byte_of_each_example() -> None:
     model = job.build().eval()
     with torch.no_grad():
         metrics, loss = job.evaluate(model, batch_of(5)), job.loss(model, batch_of(5))
+    assert metrics.pop("predicted").shape == (5, 12)
     assert {name: m.shape for name, m in metrics.items()} == {"loss": (5,), "bits_per_byte": (5,)}
     torch.testing.assert_close(metrics["loss"].mean(), loss)
     # The held-out text has four bytes a token.

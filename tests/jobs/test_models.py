@@ -75,6 +75,7 @@ def test_evaluation_gives_one_float32_an_example(job: Job) -> None:
     with torch.no_grad():
         metrics = job.evaluate(model, batch)
         logits = model(batch["image"])
+    assert torch.equal(metrics.pop("predicted"), logits.argmax(1))
     assert {name: (m.shape, m.dtype) for name, m in metrics.items()} == {
         "accuracy": ((5,), torch.float32),
         "loss": ((5,), torch.float32),

@@ -118,6 +118,8 @@ def test_a_job_takes_a_step_and_is_evaluated(
     batch, _ = next(evaluation_batches(built.data.heldout, 4))
     with torch.no_grad():
         metrics = recipe.evaluate(recipe.model.eval(), batch)
+    predicted = metrics.pop("predicted")
+    assert len(predicted) == 4
     assert metrics
     assert all(m.shape == (4,) and m.isfinite().all() for m in metrics.values())
 

@@ -135,3 +135,7 @@ def test_bert_learns_to_tell_the_classes_apart(tmp_path: pathlib.Path) -> None:
     with torch.no_grad():
         metrics = job.evaluate(model.eval(), {n: torch.from_numpy(a) for n, a in held.items()})
     assert metrics["accuracy"].mean() == 1
+    shown = job.show(held, metrics["predicted"].numpy(), decode=data.decode)["examples"]
+    words, text, *_ = str(shown).splitlines()
+    assert words == f"    {held['label'][0]}"
+    assert (text.removeprefix("    ▢"), ("bad", "good")[held["label"][0]]) in ROWS
