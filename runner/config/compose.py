@@ -33,6 +33,7 @@ from runner.config.chips import ALIASES, SLICES
 from runner.config.hydra_words import explained, several_values, unreadable
 from runner.config.mistakes import Mistake, listed, nearest_name
 from runner.config.reference import Reference, all_keys, reference_of
+from runner.config.rules import check_installed
 from runner.config.schema import Config
 from runner.config.validate import plain, validate_values
 from runner.record.errors import ConfigError
@@ -142,7 +143,10 @@ class Composer:
     def _valid(self, values: Callable[[], dict[str, Any]], overrides: Sequence[str]) -> Config:
         kept, setters = self._split(tuple(overrides))
         try:
-            return validate_values(values(), reference=self._reference(kept), trusted=self._trusted)
+            reference = self._reference(kept)
+            config = validate_values(values(), reference=reference, trusted=self._trusted)
+            check_installed(config)
+            return config
         except Mistake as mistake:
             origin = self._origin(mistake.key, kept, _own(setters))
             raise ConfigError(f"{mistake}{origin}") from mistake

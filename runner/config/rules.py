@@ -24,7 +24,7 @@ def check_rules(config: Config) -> None:
         Mistake: The first rule that is broken.
     """
     rules = (_run, _batch, _backend, _optimizer, _schedule, _hardware, check_parallel)
-    for rule in (*rules, _checkpoint, _faults, _profile, _preflight, _sinks, _sweep):
+    for rule in (*rules, _checkpoint, _faults, _profile, _preflight, _sweep):
         rule(config)
 
 
@@ -290,7 +290,12 @@ def _preflight(config: Config) -> None:
         )
 
 
-def _sinks(config: Config) -> None:
+def check_installed(config: Config) -> None:
+    """What a configuration asks for is installed. A stored one is read all the same.
+
+    Raises:
+        Mistake: A package is missing; names the extra.
+    """
     for name, package in (("mlflow", "mlflow-skinny"), ("wandb", "wandb")):
         if getattr(config.sinks, name) and importlib.util.find_spec(name) is None:
             raise Mistake(

@@ -60,6 +60,14 @@ def test_a_file_of_an_earlier_version_takes_the_defaults_for_what_it_lacks(
     assert "keep: 4" in text
 
 
+def test_a_file_is_read_where_a_sink_that_it_names_is_not_installed(
+    file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    file.write_text(FILE + "sinks: {mlflow: true, wandb: true}")
+    assert read_config(file).sinks.wandb
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
