@@ -1,8 +1,8 @@
 """Trains every job on the data that it has by itself, by every backend that trains, to a mark.
 
 Each cell is `python -m runner job=JOB backend=BACKEND` with the job's own settings, its start and
-its compiles included in the seconds, and the held-out metric of its end. bert_classifier, which
-has no data of its own, and bert are left out. Exit code 1: a mark was missed, or the time limit.
+its compiles included in the seconds, and the held-out metric of its end. bert_classifier has no
+data of its own and is left out. Exit code 1: a mark was missed, or the time limit.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ MARKS = {
     "resnet": Mark("eval/accuracy", 0.95),
     "vit": Mark("eval/accuracy", 0.90),
     "gpt": Mark("eval/bits_per_byte", 2.6, less_is_better=True),
+    "bert": Mark("eval/accuracy", 0.32),  # always guessing the space gives 0.236
     "llama": Mark("eval/bits_per_byte", 2.6, less_is_better=True),
 }
 
