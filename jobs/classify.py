@@ -15,8 +15,8 @@ from jobs.base import Arrays, Batch, Decode, Job
 
 Pixels = npt.NDArray[np.uint8]
 
-#: Smallest side of a shown image, and height of the words above it, in pixels.
-SHOWN_SIDE, WORDS_HEIGHT = 84, 16
+#: Smallest and largest side of a shown image, and height of the words above it, in pixels.
+SMALLEST_SIDE, LARGEST_SIDE, WORDS_HEIGHT = 84, 224, 16
 RIGHT, WRONG = (0, 110, 0), (190, 0, 0)
 
 
@@ -60,15 +60,19 @@ def class_words(label: int, said: int) -> str:
 
 
 def _tile(image: npt.NDArray[np.float32], *, label: int, said: int) -> Pixels:
-    """One image, float32 [channels, side, side] of any range, with its words above it."""
+    """One image, float32 [channels, side, side] of any range, with its words above it.
+
+    Of other than three channels the first is shown.
+    """
+    image = image if len(image) == 3 else image[:1]
     low, high = float(image.min()), float(image.max())
     grey = (image - low) / ((high - low) or 1.0) * 255
     pixels = np.broadcast_to(grey, (3, *grey.shape[1:])).transpose(1, 2, 0).astype(np.uint8)
-    side = pixels.shape[0] * max(1, -(-SHOWN_SIDE // pixels.shape[0]))
+    own = pixels.shape[0]
+    side = LARGEST_SIDE if own > LARGEST_SIDE else own * max(1, -(-SMALLEST_SIDE // own))
+    how = Image.Resampling.BOX if side < own else Image.Resampling.NEAREST
     tile = Image.new("RGB", (side + 4, side + WORDS_HEIGHT), "white")
-    tile.paste(
-        Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (2, WORDS_HEIGHT)
-    )
+    tile.paste(Image.fromarray(pixels).resize((side, side), how), (2, WORDS_HEIGHT))
     colour = RIGHT if label == said else WRONG
     ImageDraw.Draw(tile).text((2, 2), class_words(label, said), fill=colour)
     return np.asarray(tile)

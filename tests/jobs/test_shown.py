@@ -51,10 +51,18 @@ def test_images_stand_side_by_side_and_mistakes_are_red(channels: int) -> None:
     assert np.corrcoef(grey.ravel(), image[0].mean(axis=0).ravel())[0, 1] > 0.99
 
 
-def test_an_image_of_one_colour_is_shown() -> None:
-    job = MLP({"width": 4, "depth": 0, "dropout": 0.0}, {"channels": 1, "image_size": 4})
-    batch = {"image": np.zeros((1, 1, 4, 4), dtype=np.float32), "label": np.array([0])}
-    assert job.show(batch, np.array([0]), decode=None).keys() == {"examples"}
+@pytest.mark.parametrize(
+    ("channels", "side", "shown"), [(1, 4, 84), (4, 28, 84), (3, 100, 100), (3, 1000, 224)]
+)
+def test_images_of_any_size_are_shown_at_one_that_can_be_seen(
+    channels: int, side: int, shown: int
+) -> None:
+    job = MLP({"width": 4, "depth": 0, "dropout": 0.0}, {"channels": channels, "image_size": side})
+    image = np.zeros((1, channels, side, side), dtype=np.float32)
+    found = job.show({"image": image, "label": np.array([0])}, np.array([0]), decode=None)
+    picture = found["examples"]
+    assert isinstance(picture, np.ndarray)
+    assert picture.shape == (shown + 16, shown + 4, 3)
 
 
 def test_text_stands_above_what_the_model_says() -> None:
