@@ -69,7 +69,8 @@ def parent(folder: pathlib.Path, **changes: Any) -> Iterator[subprocess.Popen[st
     """A parent of its own in a new process, to be sent signals; killed if it is left running."""
     request = json.dumps({"folder": str(folder), "changes": changes})
     code = (
-        "import json, sys, pathlib; from tests.batch import runs; "
+        "import json, signal, sys, pathlib; from tests.batch import runs; "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests may run under nohup
         "asked = json.loads(sys.argv[1]); "
         "result, _ = runs.run(pathlib.Path(asked['folder']), **asked['changes']); "
         "sys.exit(result.exit_code)"
