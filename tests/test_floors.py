@@ -47,7 +47,7 @@ def test_a_file_keeps_to_its_floor(path: pathlib.Path) -> None:
         assert not any(name.split(".")[0] == "runner" for name in names)
     if room != "xla":
         assert not any(name.split(".")[0] == "torch_xla" for name in names)
-    if path.name != "tpu_compiler.py":
+    if path.name not in ("tpu_compiler.py", "pallas.py"):
         assert not any(name.split(".")[0] in ("jax", "jaxlib") for name in names)
     assert len(path.read_text().splitlines()) <= 400
 

@@ -31,6 +31,7 @@ from runner.backends.step.layout import Layout
 from runner.backends.step.placed import PlacedBatch
 from runner.backends.step.splice import trace_whole
 from runner.backends.step.trace import fake_inputs, trace_step
+from runner.record.errors import DeviceError
 from runner.xla import counters, device
 from runner.xla.program import Program
 from runner.xla.scan import scan_steps
@@ -68,6 +69,11 @@ class OpenXlaStep(Backend):
         super().__init__(self._labels.on(recipe), log=log, steps_per_call=steps_per_call)
         self._placement = open_placement(sharding)
         self.device = self._placement.device
+        if recipe.passes.flash_attention and device.is_cpu():
+            raise DeviceError(
+                "backend.passes.flash_attention must be false on the CPU, which hardware=auto "
+                "found: its kernels run on TPUs only; got true"
+            )
         recipe.model.train()
         self._function = StepFunction(
             self.recipe, device_type=self.device.type, decomposed=norms_for(sharding)

@@ -12,7 +12,7 @@ from runner.config import names
 from runner.config.chips import SLICES
 from runner.config.mistakes import Mistake, did_you_mean, listed
 from runner.config.parallel import check_parallel
-from runner.config.schema import Config, Mode
+from runner.config.schema import Config, Mode, PassesConfig
 from runner.config.trust import check_name
 from runner.config.typed import check_like
 
@@ -78,13 +78,42 @@ def _backend(config: Config) -> None:
             f"got {config.remat!r}",
         )
     _steps_per_call(config)
+    _passes(config)
+
+
+def _passes(config: Config) -> None:
+    """Passes are `openxla_step`'s, and flash attention is one chip's."""
+    name, defaults = config.backend.name, dataclasses.asdict(PassesConfig())
     for switch, on in dataclasses.asdict(config.backend.passes).items():
-        if name != "openxla_step" and not on:
+        if name != "openxla_step" and on != defaults[switch]:
             raise Mistake(
                 f"backend.passes.{switch}",
-                f"backend.passes.{switch} must be true, its default, with backend={name}: only "
-                "openxla_step has passes to turn off; got false",
+                f"backend.passes.{switch} must be {str(defaults[switch]).lower()}, its default, "
+                f"with backend={name}: only openxla_step has passes; got {str(on).lower()}",
             )
+    if not config.backend.passes.flash_attention:
+        return
+    key = "backend.passes.flash_attention"
+    if config.mode is not Mode.preflight and config.hardware.name == "cpu":
+        raise Mistake(
+            key,
+            f"{key} must be false with hardware=cpu: its kernels run on TPUs only; got true. "
+            "mode=preflight hardware=v5e-1 shows whether they compile",
+        )
+    slice_ = SLICES.get(config.hardware.name)
+    chips = config.hardware.devices or (slice_.chips if slice_ else 1)
+    if config.mode is Mode.preflight and chips > 1:
+        raise Mistake(
+            key,
+            f"{key} must be false on more than one chip: its kernels are not cut over a mesh yet; "
+            f"got true on {chips}. Use hardware.devices=1",
+        )
+    if config.mode is not Mode.preflight and config.parallel.name != "single":
+        raise Mistake(
+            key,
+            f"{key} must be false with parallel={config.parallel.name}: its kernels are not cut "
+            "over a mesh yet; got true. Use parallel=single",
+        )
 
 
 def _steps_per_call(config: Config) -> None:

@@ -79,6 +79,8 @@ class PassesConfig:
         casts: Casts that change nothing are removed.
         cross_entropy: The right class by comparing int32, probabilities computed again.
         embeddings: Rows of embeddings come in bf16.
+        flash_attention: Attention by a TPU's flash kernels where it suits them, off by default:
+            it rounds in places of its own.
         indices: Rows of embeddings are looked up by int32.
         norms: Statistics in float32, the output in bf16.
         parameters: Parameters that are added to, or multiply, activations do so in bf16.
@@ -89,6 +91,7 @@ class PassesConfig:
     casts: bool = True
     cross_entropy: bool = True
     embeddings: bool = True
+    flash_attention: bool = False
     indices: bool = True
     norms: bool = True
     parameters: bool = True

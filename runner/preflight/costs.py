@@ -144,29 +144,51 @@ def _window_size(convolution: Instruction, axis: int) -> int:
     return int(sizes[1].split("x")[axis]) if sizes else 1
 
 
-def cycles(module: Module) -> tuple[dict[Place, int], dict[str, int]]:
-    """The compiler's own estimate, by place; and how many operations have none, by opcode."""
+def kernel_flops(module: Module) -> float:
+    """FLOPs that the kernels of a program say of themselves."""
+    works = (
+        (instruction.kernel_work, times)
+        for computation, times in module.runs()
+        for instruction in computation.instructions
+    )
+    return sum(times * work[0] for work, times in works if work is not None)
+
+
+CyclesOf = Callable[[Instruction], "int | None"]
+
+
+def compilers(instruction: Instruction) -> int | None:
+    """The compiler's own estimate of an operation, if it gives one."""
+    return instruction.cycles
+
+
+def cycles(
+    module: Module, cycles_of: CyclesOf = compilers
+) -> tuple[dict[Place, int], dict[str, int]]:
+    """The estimates by place; and how many operations have none, by opcode."""
     estimated: collections.Counter[Place] = collections.Counter()
     without: collections.Counter[str] = collections.Counter()
     for computation, times in module.runs():
         for instruction in computation.instructions:
             if instruction.opcode in _FREE:
                 continue
-            if instruction.cycles is None:
-                if not _is_scalar(instruction):
-                    without[_kind(instruction)] += times
-                continue
-            estimated[_main_place(instruction, module)] += times * instruction.cycles
+            count = cycles_of(instruction)
+            if count is not None:
+                estimated[_main_place(instruction, module)] += times * count
+            elif not _is_scalar(instruction):
+                without[_kind(instruction)] += times
     return dict(estimated), dict(without)
 
 
-def dearest(module: Module, count: int) -> list[tuple[Instruction, Place, int]]:
+def dearest(
+    module: Module, count: int, cycles_of: CyclesOf = compilers
+) -> list[tuple[Instruction, Place, int]]:
     """The `count` operations with the highest estimates: each with its place and its cycles."""
     estimated = [
-        (instruction, times * instruction.cycles)
+        (instruction, times * cycles)
         for computation, times in module.runs()
         for instruction in computation.instructions
-        if instruction.opcode not in _FREE and instruction.cycles is not None
+        if instruction.opcode not in _FREE and (cycles := cycles_of(instruction)) is not None
     ]
     largest = heapq.nlargest(count, estimated, key=lambda one: one[1])
     return [(one, _main_place(one, module), cycles) for one, cycles in largest]

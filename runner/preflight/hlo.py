@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -158,6 +159,15 @@ class Instruction:
         """The compiler's estimate, or None where it gives none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found[1]) if found else None
+
+    @property
+    def kernel_work(self) -> tuple[float, float] | None:
+        """FLOPs and bytes that a kernel says of itself; None for what is no kernel."""
+        found = re.search(r'"cost_estimate":\s*(\{[^{}]*\})', self.attributes)
+        if found is None:
+            return None
+        said = json.loads(found[1])
+        return float(said["flops"]), float(said["bytes_accessed"])
 
     def attribute(self, name: str) -> str:
         """The value of an attribute without braces, such as a computation's name; or ""."""

@@ -17,7 +17,7 @@ UNMODELLED = (
     "waits that overlap imperfectly: memory, links and arithmetic are taken as one another's equal",
     "the network's shape: all links of a chip are taken to be busy at once",
     "the host: input, dispatch, logging, checkpoints",
-    "cycles of copies, of collectives and of kernels that bring no estimate",
+    "cycles of copies and of collectives, and of kernels what they need beyond their roof",
 )
 
 
@@ -40,6 +40,12 @@ class Work:
     wire_bytes: float
     examples: int
     tokens: int
+
+
+def kernel_cycles(flops: float, hbm_bytes: float, *, chip: Chip) -> int:
+    """The least cycles of a kernel on a chip: the compiler has no estimate of kernels."""
+    seconds = max(flops / chip.peak_flops_per_s, hbm_bytes / chip.hbm_bytes_per_s)
+    return round(seconds * chip.clock_hz)
 
 
 def roof(work: Work, *, chip: Chip, chips: int) -> Roof:

@@ -1,8 +1,8 @@
 """The TPU compiler of libtpu, run on a machine without a TPU.
 
-The only file that knows JAX, of which it uses internals: versions are pinned, and
-`tests/preflight/test_tpu_compiler.py` says what broke when one moves. It knows nothing of
-models, only of HLO, the names and shardings of its arguments, and a topology.
+Beside `runner.xla.pallas` the only file that knows JAX, of which it uses internals: versions are
+pinned, and `tests/preflight/test_tpu_compiler.py` says what broke when one moves. It knows nothing
+of models, only of HLO, the names and shardings of its arguments, and a topology.
 """
 
 from __future__ import annotations

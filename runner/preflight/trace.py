@@ -26,6 +26,7 @@ from runner.backends.step.splice import trace_whole
 from runner.backends.step.trace import fake_inputs
 from runner.preflight.described import DescribedState, described_optimizer
 from runner.xla import device
+from runner.xla.flash_attention import model_flops
 from runner.xla.placeholder import NumberedNodes, lower
 
 _NODE = re.compile(r"node(\d+)\.\d+/")
@@ -62,10 +63,12 @@ class Operation:
     Attributes:
         name: Such as "convolution".
         origin: Module and line.
+        kernel_flops: What a kernel computes, without what it computes again; 0 of others.
     """
 
     name: str
     origin: Origin
+    kernel_flops: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +204,9 @@ def _lowered(graph: fx.GraphModule, inputs: _Inputs, *, trace_s: float) -> Trace
             for argument in arguments
         ],
         results=[results[number] for number in range(len(results))],
-        operations=[Operation(_op_name(node), origin_of(node)) for node in numbered.nodes],
+        operations=[
+            Operation(_op_name(node), origin_of(node), model_flops(node)) for node in numbered.nodes
+        ],
         nodes=sum(node.op == "call_function" for node in numbered.nodes),
         parameters=inputs.parameters,
         trace_s=trace_s,

@@ -16,7 +16,7 @@ from runner.preflight import costs
 from runner.preflight.buffers import Allocation, allocations, overflow
 from runner.preflight.costs import Place
 from runner.preflight.hlo import Instruction, Module
-from runner.preflight.roofline import UNMODELLED, Work, roof
+from runner.preflight.roofline import UNMODELLED, Work, kernel_cycles, roof
 from runner.preflight.tpu_compiler import Compiled, CompilerError, Label, TooLargeError, Topology
 from runner.preflight.trace import TracedStep
 from runner.record import preflight as record
@@ -71,13 +71,17 @@ class Subject:
 
 
 def model_flops(subject: Subject, traced: Module) -> dict[Place, float]:
-    """FLOPs of a whole step by place, recomputation left out."""
+    """FLOPs of a whole step by place, recomputation left out: of layers and within kernels."""
 
     def place(name: str) -> Place:
         label = subject.label(name)
         return costs.place_of(label.name if label else "")
 
-    counted = costs.flops(traced, place)
+    counted = collections.Counter(costs.flops(traced, place))
+    for operation in subject.step.operations:
+        if operation.kernel_flops:
+            origin = operation.origin
+            counted[Place(origin.phase, origin.module)] += operation.kernel_flops  # type: ignore[assignment]
     return {place: count for place, count in counted.items() if place.phase != "recompute"}
 
 
@@ -102,7 +106,7 @@ def accepted(
     report = _report(subject, hbm, flops=flops, compile_s=compiled.seconds)
     sums = _collectives(module)
     work = Work(
-        flops=sum(costs.flops(module, costs.place_of).values()),
+        flops=sum(costs.flops(module, costs.place_of).values()) + costs.kernel_flops(module),
         model_flops=report.model_flops,
         hbm_bytes=costs.memory_bytes(module),
         wire_bytes=sum(one.wire_bytes for one in sums),
@@ -225,7 +229,12 @@ _OWN = {"optimizer": "(optimizer)", "step": "(clipping and averages)", "": "(the
 
 
 def _estimate(subject: Subject, module: Module, flops: Mapping[Place, float]) -> record.Estimate:
-    cycles, without = costs.cycles(module)
+    def cycles_of(instruction: Instruction) -> int | None:
+        if instruction.kernel_work is None:
+            return instruction.cycles
+        return kernel_cycles(*instruction.kernel_work, chip=subject.chip)
+
+    cycles, without = costs.cycles(module, cycles_of)
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for place, count in cycles.items():
         rows[_module(place)][_column(place)] += count
@@ -249,7 +258,7 @@ def _estimate(subject: Subject, module: Module, flops: Mapping[Place, float]) ->
         modules=sorted(modules, key=lambda one: -one.cycles),
         operations=[
             record.OperationCost(one.name, one.opcode, place.phase, _module(place), count)
-            for one, place, count in costs.dearest(module, _DEAREST)
+            for one, place, count in costs.dearest(module, _DEAREST, cycles_of)
         ],
         without=without,
     )

@@ -65,6 +65,22 @@ BROKEN = [
         "backend.passes.attention must be true, its default, with backend=lazy",
     ),
     (
+        ["backend.name=lazy", "backend.passes.flash_attention=true"],
+        "backend.passes.flash_attention must be false, its default, with backend=lazy",
+    ),
+    (
+        ["hardware.name=cpu", "backend.passes.flash_attention=true"],
+        "backend.passes.flash_attention must be false with hardware=cpu.* on TPUs only",
+    ),
+    (
+        ["hardware.name=v5e-8", "parallel.name=data", "backend.passes.flash_attention=true"],
+        "backend.passes.flash_attention must be false with parallel=data.*parallel=single",
+    ),
+    (
+        ["mode=preflight", "hardware.name=v5e-8", "backend.passes.flash_attention=true"],
+        "must be false on more than one chip.* got true on 8. Use hardware.devices=1",
+    ),
+    (
         [
             "backend.name=openxla_step",
             "backend.steps_per_call=2",

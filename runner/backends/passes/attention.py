@@ -23,7 +23,7 @@ _NOTHING = float("-inf")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class Call:
     """Arguments of `scaled_dot_product_attention`."""
 
     query: Tensor
@@ -62,7 +62,7 @@ class Attention(Rewrite):
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        call = _Call(*args, **kwargs)
+        call = Call(*args, **kwargs)
         if not call.suits():
             return proceed(*args, **kwargs)
         self.count += 1
@@ -91,7 +91,7 @@ def _by_group(tensor: Tensor, groups: int) -> Tensor:
     return tensor.reshape(*leading, heads // groups, groups, rows, columns)
 
 
-def _kept(call: _Call) -> Tensor:
+def _kept(call: Call) -> Tensor:
     """What dropout multiplies probabilities by, [..., heads of keys, groups, queries, keys]."""
     query, key = call.query, call.key
     ones = query.new_ones((*query.shape[:-1], key.shape[-2]), dtype=_wide(query))

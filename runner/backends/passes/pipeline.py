@@ -12,6 +12,7 @@ from runner.backends.passes.attention import Attention
 from runner.backends.passes.casts import shorten_casts
 from runner.backends.passes.cross_entropy import CrossEntropy
 from runner.backends.passes.embeddings import Embeddings
+from runner.backends.passes.flash_attention import FlashAttention
 from runner.backends.passes.indices import Indices
 from runner.backends.passes.mode import Rewriting
 from runner.backends.passes.norms import Norms
@@ -25,6 +26,7 @@ REWRITES: Mapping[str, type[Rewrite]] = {
     "attention": Attention,
     "cross_entropy": CrossEntropy,
     "embeddings": Embeddings,
+    "flash_attention": FlashAttention,
     "indices": Indices,
     "norms": Norms,
     "parameters": ParametersAsActivations,
@@ -66,6 +68,8 @@ class Passes:
         try:
             with Rewriting(list(self._rewrites.values())):
                 yield
+            for rewrite in self._rewrites.values():
+                rewrite.check()
         finally:
             self._made |= {name: rewrite.count for name, rewrite in self._rewrites.items()}
             self._rewrites = {}

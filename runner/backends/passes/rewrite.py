@@ -59,6 +59,9 @@ class Rewrite(abc.ABC):
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """A call's result: from `proceed`, the function as it was, or another way."""
 
+    def check(self) -> None:  # noqa: B027 - most passes need nothing to act on
+        """Raises a BackendError, once everything is traced, if the pass was asked for in vain."""
+
 
 def autocast_type(tensor: Tensor) -> torch.dtype | None:
     """The type in which autocast computes on a tensor's device; None while it is off."""

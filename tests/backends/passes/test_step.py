@@ -11,6 +11,7 @@ from torch import nn
 
 from runner.backends.passes.pipeline import GRAPH_PASSES, REWRITES
 from runner.config.schema import PassesConfig
+from runner.record.errors import DeviceError
 from tests.backends.passes.models import (
     OFF,
     Convolutional,
@@ -70,3 +71,10 @@ def test_an_evaluation_has_its_passes_too() -> None:
 def test_every_pass_has_a_switch() -> None:
     switches = {field.name for field in dataclasses.fields(PassesConfig)}
     assert switches == {*REWRITES, *GRAPH_PASSES}
+
+
+def test_flash_attention_is_refused_where_no_chip_is() -> None:
+    with pytest.raises(
+        DeviceError, match=r"backend\.passes\.flash_attention must be false on the CPU"
+    ):
+        update(Transformer, PassesConfig(flash_attention=True), None)
