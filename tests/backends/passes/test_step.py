@@ -74,7 +74,5 @@ def test_every_pass_has_a_switch() -> None:
 
 
 def test_flash_attention_is_refused_where_no_chip_is() -> None:
-    with pytest.raises(
-        DeviceError, match=r"backend\.passes\.flash_attention must be false on the CPU"
-    ):
+    with pytest.raises(DeviceError, match="flash_attention must be false on the CPU"):
         update(Transformer, PassesConfig(flash_attention=True), None)
