@@ -64,11 +64,7 @@ def read_history(path: pathlib.Path, *, name: str, tags: tuple[str, ...]) -> Run
     result = read_result(run_dir)
     if result is None:
         return None
-    try:
-        overrides = tuple(run_dir.overrides.read_text(encoding="utf-8").splitlines())
-    except OSError:
-        overrides = ()
-    return RunHistory(name, overrides, result, _curves(run_dir.metrics, tags))
+    return RunHistory(name, run_dir.asked(), result, _curves(run_dir.metrics, tags))
 
 
 def _curves(path: pathlib.Path, tags: tuple[str, ...]) -> dict[str, Curve]:

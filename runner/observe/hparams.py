@@ -42,6 +42,20 @@ def hparams_of(config: Config) -> dict[str, HParam]:
     return {key: value for key, value in _flatten(plain, "") if not key.startswith(_LEFT_OUT)}
 
 
+def asked_first(hparams: Mapping[str, HParam], overrides: Sequence[str]) -> dict[str, HParam]:
+    """The settings with those that the command line names before all others.
+
+    TensorBoard shows the first few columns of its table, and hides the rest until asked.
+
+    Args:
+        hparams: By dotted key.
+        overrides: Such as "optim.lr=0.1" and, choosing a group, "backend=lazy".
+    """
+    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    keys = [key for name in named for key in (name, f"{name}.name") if key in hparams]
+    return {**dict.fromkeys(keys, ""), **hparams}
+
+
 def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, HParam]]:
     for name, value in section.items():
         key = f"{prefix}{name}"

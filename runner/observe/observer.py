@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 from runner.config.schema import Config
 from runner.observe import histogram, tables
 from runner.observe.display import Display
-from runner.observe.hparams import hparams_of
+from runner.observe.hparams import asked_first, hparams_of
 from runner.observe.journal import Journal
 from runner.observe.metrics import Point, Tally
 from runner.observe.preflight import preflight_text
@@ -59,8 +58,10 @@ class Observer:
         self._logdir = logdir or run_dir.path
         self._tally = Tally(earlier=earlier)
         self._journal = Journal(run_dir.metrics)
-        hparams = functools.partial(hparams_of, config)
-        self._board = TensorBoardWriter(run_dir.tensorboard, hparams=hparams)
+        self._board = TensorBoardWriter(
+            run_dir.tensorboard,
+            hparams=lambda: asked_first(hparams_of(config), run_dir.asked()),
+        )
         self._step_times = histogram.StepTimeHistogram()
         self._said: set[str] = set()
         self._graphs_written = 0

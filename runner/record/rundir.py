@@ -31,6 +31,13 @@ class RunDir:
         """The command line's overrides, one a line."""
         return self.path / "overrides.txt"
 
+    def asked(self) -> tuple[str, ...]:
+        """The command line's overrides; none where they were not kept."""
+        try:
+            return tuple(self.overrides.read_text(encoding="utf-8").splitlines())
+        except OSError:
+            return ()
+
     @property
     def environment(self) -> pathlib.Path:
         """Versions, device, host, git commit."""
