@@ -59,7 +59,7 @@ def test_the_hparams_table_has_every_job(page: Browser) -> None:
     page.open("hparams")
     text = page.wait(lambda text: "Trial ID" in text and set(JOBS) <= set(text))
     table = text[text.index("Trial ID") :]
-    assert {"eval/accuracy", "compile/total_s", "step/time_ms"} <= set(table)
+    assert {"optim.lr", "eval/accuracy", "compile/total_s", "step/time_ms"} <= set(table)
     page.picture("hparams")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tensorboard.compat.proto import summary_pb2
@@ -42,18 +42,14 @@ def hparams_of(config: Config) -> dict[str, HParam]:
     return {key: value for key, value in _flatten(plain, "") if not key.startswith(_LEFT_OUT)}
 
 
-def asked_first(hparams: Mapping[str, HParam], overrides: Sequence[str]) -> dict[str, HParam]:
-    """The settings with those that the command line names before all others.
-
-    TensorBoard shows the first few columns of its table, and hides the rest until asked.
+def named(overrides: Sequence[str]) -> set[str]:
+    """Keys of what the command line names.
 
     Args:
-        hparams: By dotted key.
         overrides: Such as "optim.lr=0.1" and, choosing a group, "backend=lazy".
     """
-    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    keys = [key for name in named for key in (name, f"{name}.name") if key in hparams]
-    return {**dict.fromkeys(keys, ""), **hparams}
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    return {*keys, *(f"{key}.name" for key in keys)}
 
 
 def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, HParam]]:
@@ -102,12 +98,19 @@ def session_end(state: State, *, time_s: float) -> Any | None:
     return _summary(metadata.SESSION_END_INFO_TAG, data)
 
 
-def experiment(hparams: Mapping[str, HParam], *, metrics: Sequence[str], time_s: float) -> Any:
-    """The summary that says which settings and which scalars the table has."""
+def experiment(
+    hparams: Mapping[str, HParam], *, first: Collection[str], metrics: Sequence[str], time_s: float
+) -> Any:
+    """The summary that says which settings and which scalars the table has.
+
+    TensorBoard shows a few columns, those that it is told to differ before all others, and hides
+    the rest until asked; no run can know what differs, but what was named on its command line.
+    """
     info = api_pb2.Experiment(
         time_created_secs=time_s,
         hparam_infos=[
-            api_pb2.HParamInfo(name=name, type=_type(value)) for name, value in hparams.items()
+            api_pb2.HParamInfo(name=name, type=_type(value), differs=name in first)
+            for name, value in hparams.items()
         ],
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 from runner.config.schema import Config
 from runner.observe import histogram, tables
 from runner.observe.display import Display
-from runner.observe.hparams import asked_first, hparams_of
+from runner.observe.hparams import hparams_of, named
 from runner.observe.journal import Journal
 from runner.observe.metrics import Point, Tally
 from runner.observe.preflight import preflight_text
@@ -60,7 +61,8 @@ class Observer:
         self._journal = Journal(run_dir.metrics)
         self._board = TensorBoardWriter(
             run_dir.tensorboard,
-            hparams=lambda: asked_first(hparams_of(config), run_dir.asked()),
+            hparams=functools.partial(hparams_of, config),
+            named=lambda: named(run_dir.asked()),
         )
         self._step_times = histogram.StepTimeHistogram()
         self._said: set[str] = set()

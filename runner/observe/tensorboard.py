@@ -14,7 +14,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
@@ -56,14 +56,19 @@ class TensorBoardWriter:
     Args:
         folder: The run's TensorBoard folder.
         hparams: Gives the settings of the run, by dotted key.
+        named: Gives the keys of those that the table shows first.
     """
 
     def __init__(
-        self, folder: pathlib.Path, *, hparams: Callable[[], Mapping[str, hp.HParam]]
+        self,
+        folder: pathlib.Path,
+        *,
+        hparams: Callable[[], Mapping[str, hp.HParam]],
+        named: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._appender = Appender(folder / _file_name(folder))
         self._records = RecordWriter(self._appender)
-        self._hparams = functools.cache(hparams)
+        self._hparams, self._named = functools.cache(hparams), named
         self._has_head = self._has_experiment = False
 
     def scalars(self, point: Point) -> None:
@@ -136,7 +141,8 @@ class TensorBoardWriter:
         if not self._has_experiment:
             self._has_experiment = True
             now = time.time()
-            self._write(_event(hp.experiment(self._hparams(), metrics=metrics, time_s=now)))
+            made = hp.experiment(self._hparams(), first=self._named(), metrics=metrics, time_s=now)
+            self._write(_event(made))
 
     def purge(self, step: int) -> None:
         """Tell readers to drop the points from `step` on: these steps will be repeated.
