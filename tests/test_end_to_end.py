@@ -75,6 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str
         "hardware.peak_flops_per_s=1e11",
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return only_run(folder), done.stdout
 
 

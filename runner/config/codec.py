@@ -12,7 +12,8 @@ from runner.config.typed import type_hints
 
 def config_to_json(config: Config) -> dict[str, Any]:
     """A validated configuration as plain JSON values."""
-    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+    plain: dict[str, Any] = _plain(config)
+    return plain
 
 
 def config_from_json(plain: dict[str, Any]) -> Config:
@@ -22,10 +23,14 @@ def config_from_json(plain: dict[str, Any]) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value):
+        return {key: _plain(item) for key, item in vars(value).items()}
     return value
 
 

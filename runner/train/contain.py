@@ -12,6 +12,7 @@ import gc
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,7 +24,7 @@ def contained() -> Iterator[None]:
     """Put things back at the end as they were at the start."""
     variables, folder, path = dict(os.environ), os.getcwd(), list(sys.path)
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    dtype, precision = torch.get_default_dtype(), _matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
@@ -45,6 +46,13 @@ def contained() -> Iterator[None]:
             torch.set_num_threads(threads)
         torch.set_grad_enabled(gradients)
         _forget_graphs()
+
+
+def _matmul_precision() -> str:
+    with warnings.catch_warnings():
+        # torch 2.9 warns whoever asks by the name that jobs set it by.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.get_float32_matmul_precision()
 
 
 def _forget_graphs() -> None:
