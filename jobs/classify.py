@@ -62,11 +62,12 @@ def class_words(label: int, said: int) -> str:
 def _tile(image: npt.NDArray[np.float32], *, label: int, said: int) -> Pixels:
     """One image, float32 [channels, side, side] of any range, with its words above it.
 
-    Of other than three channels the first is shown.
+    Of other than three channels the first is shown; what is no number is black.
     """
     image = image if len(image) == 3 else image[:1]
-    low, high = float(image.min()), float(image.max())
-    grey = (image - low) / ((high - low) or 1.0) * 255
+    numbers = image[np.isfinite(image)]
+    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+    grey = np.nan_to_num((image - low) / ((high - low) or 1.0) * 255, posinf=255.0, neginf=0.0)
     pixels = np.broadcast_to(grey, (3, *grey.shape[1:])).transpose(1, 2, 0).astype(np.uint8)
     own = pixels.shape[0]
     side = LARGEST_SIDE if own > LARGEST_SIDE else own * max(1, -(-SMALLEST_SIDE // own))

@@ -52,6 +52,23 @@ def test_images_stand_side_by_side_and_mistakes_are_red(channels: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("bad", "brightness"), [([np.nan], [0]), ([np.inf, -np.inf], [255, 0]), ([np.nan] * 784, [0])]
+)
+def test_an_image_with_what_is_no_number_is_shown(bad: list[float], brightness: list[int]) -> None:
+    job = MLP(
+        {"width": 4, "depth": 0, "dropout": 0.0}, {"channels": 1, "image_size": 28, "classes": 10}
+    )
+    image = np.random.default_rng(0).normal(size=(1, 1, 28, 28)).astype(np.float32)
+    image.reshape(-1)[: len(bad)] = bad
+    shown = job.show({"image": image, "label": np.array([3])}, np.array([3]), decode=None)
+    picture = shown["examples"]
+    assert isinstance(picture, np.ndarray)
+    corner = picture[16:, 2:-2, 0][1::3, 1::3]
+    assert corner.ravel()[: len(brightness)].tolist() == brightness
+    assert len(bad) == 784 or corner.max() == 255
+
+
+@pytest.mark.parametrize(
     ("channels", "side", "shown"), [(1, 4, 84), (4, 28, 84), (3, 100, 100), (3, 1000, 224)]
 )
 def test_images_of_any_size_are_shown_at_one_that_can_be_seen(
