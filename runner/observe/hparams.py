@@ -6,8 +6,6 @@ twice. TensorBoard keeps the first summary of each of these tags and ignores lat
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -15,6 +13,7 @@ from typing import Any, TypeAlias
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
+from runner.config.codec import config_to_json
 from runner.config.schema import Config
 from runner.record.outcome import State
 
@@ -38,7 +37,7 @@ _LEFT_OUT = (
 
 def hparams_of(config: Config) -> dict[str, HParam]:
     """Every setting by its dotted key, as a number, a bool or a string."""
-    plain = dataclasses.asdict(config)
+    plain = config_to_json(config)
     return {key: value for key, value in _flatten(plain, "") if not key.startswith(_LEFT_OUT)}
 
 
@@ -62,8 +61,6 @@ def _flatten(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, HPa
 
 
 def _plain(value: Any) -> HParam:
-    if isinstance(value, enum.Enum):
-        return str(value.value)
     if isinstance(value, bool):
         return value
     if isinstance(value, (int, float)) and math.isfinite(value):

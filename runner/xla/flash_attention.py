@@ -76,8 +76,10 @@ def model_flops(node: fx.Node) -> float:
     count = _MODEL_PRODUCTS.get(node.target)
     if count is None:
         return 0.0
-    query, key = (operand.meta["val"] for operand in node.all_input_nodes[:2])
-    return count * products(query, key)
+    query, key = node.args[:2]
+    assert isinstance(query, fx.Node)
+    assert isinstance(key, fx.Node)
+    return count * products(query.meta["val"], key.meta["val"])
 
 
 def products(query: Tensor, key: Tensor) -> float:
@@ -97,7 +99,7 @@ def _block(length: int, limit: int) -> int:
 
 # Limits of blocks are those of torch_xla's `FlashAttention.DEFAULT_BLOCK_SIZES`, from MaxText.
 def forward_kernel(query: Tensor, key: Tensor, *, causal: bool, scale: float) -> Kernel:
-    """From query, key and value to the mixed values and 128 times the rows' sums and maxima."""
+    """To the mixed values, and the rows' sums and maxima in every lane."""
     rows, columns = query.shape[2], key.shape[2]
     like, seen = shape_of(query), shape_of(key)
     options = {

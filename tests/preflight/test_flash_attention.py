@@ -226,6 +226,23 @@ def test_its_flops_are_counted_as_those_of_other_attention() -> None:
     assert flops(True) == pytest.approx(flops(False), rel=1e-6)
 
 
+class Alike(nn.Module):
+    """Attention of a projection to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.layer(x)
+        return F.scaled_dot_product_attention(made, made, made)
+
+
+def test_query_key_and_value_may_be_one() -> None:
+    made = traced(Alike, 2, 256, 64, flash=True)
+    assert sum(operation.kernel_flops for operation in made.operations) == 6 * 2 * 2 * 256**2 * 64
+
+
 REFUSED: dict[str, tuple[dict[str, Any], tuple[int, ...], str]] = {
     "dropout": ({"dropout_p": 0.5}, (2, 256, 32), "dropout_p=0.5"),
     "a mask": ({"attn_mask": torch.zeros(256, 256)}, (2, 256, 32), "attn_mask"),
