@@ -158,7 +158,9 @@ class AttemptRun:
                 child.kill()
             return
         grace_s = self._timeouts.grace_s
-        if self._stop.terminated and time.monotonic() - self._terminated_s > grace_s:
+        # The signal may have come after `_forward` looked: its time begins when it is passed on.
+        told = self._forwarded and self._stop.terminated
+        if told and time.monotonic() - self._terminated_s > grace_s:
             cause = f"preempted by SIGTERM; the worker was still {self._watchdog.phase} after "
             cause += f"{grace_s:g} s (timeouts.grace_s) and was ended without saving"
             self._killed = (ExitCode.PREEMPTED, cause, Fault.PREEMPTION)

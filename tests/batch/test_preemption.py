@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import pathlib
 import shutil
 import signal
@@ -10,8 +12,14 @@ from typing import Any
 
 import pytest
 
+from runner.batch.attempt import AttemptRun
+from runner.batch.child import start_child
+from runner.batch.seat import Seat
+from runner.observe.console import Console
+from runner.observe.observer import Observer
 from runner.record.errors import ExitCode
 from runner.record.manifest import folder_name
+from runner.record.outcome import Attempt
 from runner.record.rundir import RunDir
 from runner.record.storage import LocalStorage
 from runner.train.checkpoint import load
@@ -75,6 +83,48 @@ def test_a_compile_that_ends_within_the_grace_time_is_followed_by_a_step_and_a_s
     assert f"preempted by SIGTERM after step {step}" in result["reason"]
     assert LocalStorage(run_dir.checkpoints).steps() == [step, 2]
     assert result["attempts"][-1]["lost_steps"] == 0
+
+
+class Terminated:
+    """A stop that was asked for by SIGTERM."""
+
+    interrupts, terminated, asked = 0, True, True
+
+    def verdict(self, attempt: Attempt) -> Attempt:
+        return attempt
+
+
+class Told:
+    """A worker that notes what reaches it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def signal(self, number: signal.Signals) -> None:
+        self.told.append(number.name)
+
+    def kill(self) -> None:
+        self.told.append("killed")
+
+
+def test_the_grace_time_begins_when_the_worker_is_told(tmp_path: pathlib.Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.create()
+    config, display = runs.config(), Console(stderr=io.StringIO(), stdout=io.StringIO())
+    attempt = AttemptRun(
+        run_dir,
+        observer=Observer(run_dir, config=config, console=display),
+        seat=Seat(display, Terminated(), start_child),
+        timeouts=dataclasses.replace(config.timeouts, grace_s=60.0),
+        on_started=lambda: None,
+        on_saved=lambda: None,
+    )
+    worker: Any = Told()
+    # The signal came between the two.
+    attempt._end_if_due(worker)
+    attempt._forward(worker)
+    attempt._end_if_due(worker)
+    assert worker.told == ["SIGTERM"]
 
 
 def test_a_terminal_that_closes_is_a_preemption(tmp_path: pathlib.Path) -> None:
