@@ -70,7 +70,7 @@ def check_parallel(config: Config) -> None:
     _check_tensor(parallel)
     if config.mode is Mode.preflight:
         return
-    devices = _stated_devices(config)
+    devices = stated_devices(config)
     if parallel.name == "single":
         _check_single(config)
         return
@@ -160,7 +160,7 @@ def _check_single(config: Config) -> None:
         )
 
 
-def _stated_devices(config: Config) -> int | None:
+def stated_devices(config: Config) -> int | None:
     """The devices of all hosts, where the configuration itself tells."""
     hardware = config.hardware
     made = SLICES.get(hardware.name)

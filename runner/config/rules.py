@@ -11,7 +11,7 @@ from typing import Any
 from runner.config import names
 from runner.config.chips import SLICES
 from runner.config.mistakes import Mistake, did_you_mean, listed
-from runner.config.parallel import check_parallel
+from runner.config.parallel import check_parallel, stated_devices
 from runner.config.schema import Config, Mode, PassesConfig
 from runner.config.trust import check_name
 from runner.config.typed import check_like
@@ -100,8 +100,7 @@ def _passes(config: Config) -> None:
             f"{key} must be false with hardware=cpu: its kernels run on TPUs only; got true. "
             "mode=preflight hardware=v5e-1 shows whether they compile",
         )
-    slice_ = SLICES.get(config.hardware.name)
-    chips = config.hardware.devices or (slice_.chips if slice_ else 1)
+    chips = stated_devices(config) or 1
     if config.mode is Mode.preflight and chips > 1:
         raise Mistake(
             key,

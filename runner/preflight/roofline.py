@@ -17,7 +17,8 @@ UNMODELLED = (
     "waits that overlap imperfectly: memory, links and arithmetic are taken as one another's equal",
     "the network's shape: all links of a chip are taken to be busy at once",
     "the host: input, dispatch, logging, checkpoints",
-    "cycles of copies and of collectives, and of kernels what they need beyond their roof",
+    "cycles of copies, of collectives and of kernels that state no work; of other kernels, what "
+    "they need beyond their roof",
 )
 
 

@@ -120,7 +120,7 @@ class OperationCost:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The compiler's own cost model.
+    """The compiler's own cost model; of kernels that state their work, which it skips, the roof.
 
     Attributes:
         cycles: Sum over a step, loop bodies times their trips.

@@ -79,10 +79,10 @@ def model_flops(node: fx.Node) -> float:
     query, key = node.args[:2]
     assert isinstance(query, fx.Node)
     assert isinstance(key, fx.Node)
-    return count * products(query.meta["val"], key.meta["val"])
+    return count * _products(query.meta["val"], key.meta["val"])
 
 
-def products(query: Tensor, key: Tensor) -> float:
+def _products(query: Tensor, key: Tensor) -> float:
     """FLOPs of one product over all pairs of a query and a key."""
     batch, heads, queries, width = query.shape
     return 2.0 * batch * heads * queries * key.shape[2] * width
@@ -115,7 +115,7 @@ def forward_kernel(query: Tensor, key: Tensor, *, causal: bool, scale: float) ->
     return kernel(
         Function(_JAX, "_flash_attention_impl", tuple(options.items())),
         (like, seen, seen, None, None),
-        flops=2 * products(query, key),
+        flops=2 * _products(query, key),
     )
 
 
@@ -128,7 +128,7 @@ def _gradient_kernel(
     return kernel(
         Function(_JAX, name, tuple(options.items())),
         (like, seen, seen, None, None, of_rows, of_rows, like, of_rows),
-        flops=count * products(query, key),
+        flops=count * _products(query, key),
     )
 
 
@@ -183,7 +183,6 @@ def _gradients_on_tpu(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     delta = (mixed.float() * grad.float()).sum(-1)
-
     total, top, delta = (_in_every_lane(rows) for rows in (total, top, delta))
     operands = (query, key, value, total, top, grad, delta)
     (to_query,) = query_kernel(query, key, causal=causal, scale=scale)(*operands)

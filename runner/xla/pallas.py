@@ -158,7 +158,7 @@ def _load(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
-            "backend.passes.flash_attention=true needs jax: pip install "
+            "kernels of JAX's need it installed: pip install "
             f"'tpu-batch-runner[preflight]' (CPython 3.11 or later); {error}"
         ) from error
 
