@@ -191,7 +191,8 @@ class Worker:
         def described(config: Config) -> Described:
             built = describe(config)
             batch = described_batch(built, config.job.batch_size)
-            return Described(built.recipe, batch, built.job.tokens_per_example())
+            tokens = built.job.tokens_per_example()
+            return Described(built.recipe, batch, tokens, built.job.sharding)
 
         Preflight(described, self.send, self.folder).run(self.config)
 

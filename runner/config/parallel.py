@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from runner.config import names
 from runner.config.chips import SLICES
 from runner.config.mistakes import Mistake, did_you_mean, listed
-from runner.config.schema import Config, Mode, ParallelConfig
+from runner.config.schema import Config, ParallelConfig
 
 #: The axis that cuts matrix products; every other axis cuts the batch.
 TENSOR = "tensor"
@@ -68,8 +68,6 @@ def check_parallel(config: Config) -> None:
             f"parallel.name must be one of {listed(names.PARALLEL)}; got {parallel.name!r}{meant}",
         )
     _check_tensor(parallel)
-    if config.mode is Mode.preflight:
-        return
     devices = stated_devices(config)
     if parallel.name == "single":
         _check_single(config)

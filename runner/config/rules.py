@@ -11,7 +11,7 @@ from typing import Any
 from runner.config import names
 from runner.config.chips import SLICES
 from runner.config.mistakes import Mistake, did_you_mean, listed
-from runner.config.parallel import check_parallel, stated_devices
+from runner.config.parallel import check_parallel
 from runner.config.schema import Config, Mode, PassesConfig
 from runner.config.trust import check_name
 from runner.config.typed import check_like
@@ -23,8 +23,8 @@ def check_rules(config: Config) -> None:
     Raises:
         Mistake: The first rule that is broken.
     """
-    rules = (_run, _batch, _backend, _optimizer, _schedule, _hardware, check_parallel)
-    for rule in (*rules, _checkpoint, _faults, _profile, _preflight, _sweep):
+    rules = (_run, _batch, _backend, _optimizer, _schedule, _hardware, _preflight, check_parallel)
+    for rule in (*rules, _checkpoint, _faults, _profile, _sweep):
         rule(config)
 
 
@@ -100,14 +100,7 @@ def _passes(config: Config) -> None:
             f"{key} must be false with hardware=cpu: its kernels run on TPUs only; got true. "
             "mode=preflight hardware=v5e-1 shows whether they compile",
         )
-    chips = stated_devices(config) or 1
-    if config.mode is Mode.preflight and chips > 1:
-        raise Mistake(
-            key,
-            f"{key} must be false on more than one chip: its kernels are not cut over a mesh yet; "
-            f"got true on {chips}. Use hardware.devices=1",
-        )
-    if config.mode is not Mode.preflight and config.parallel.name != "single":
+    if config.parallel.name != "single":
         raise Mistake(
             key,
             f"{key} must be false with parallel={config.parallel.name}: its kernels are not cut "

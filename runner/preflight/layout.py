@@ -1,53 +1,53 @@
-"""How a step's tensors lie on the chips of a slice."""
+"""How a step's tensors lie on the chips of a slice, in the words of its compiler."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
+from runner.backends.sharding import Partition
+from runner.config.parallel import Mesh
 from runner.preflight.trace import Argument
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Shardings of a program's arguments and results.
+def shardings(
+    mesh: Mesh, arguments: Sequence[Argument], results: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The `OpSharding` texts of a program's arguments and results, in order.
 
-    Attributes:
-        mesh: Axes with their sizes.
-        arguments: `OpSharding` texts in the order of the arguments; "" on one chip.
-        results: The same for the results.
+    A result that replaces an argument lies as it does, every other whole on each chip.
     """
-
-    mesh: Mapping[str, int]
-    arguments: list[str]
-    results: list[str]
-
-    @property
-    def shares(self) -> list[int]:
-        """In how many parts each argument is cut."""
-        return [parts(sharding) for sharding in self.arguments]
+    partitions = {argument.name: argument.partition for argument in arguments}
+    return (
+        [op_sharding(mesh, argument.partition) for argument in arguments],
+        [op_sharding(mesh, partitions.get(name, ())) for name in results],
+    )
 
 
-def layout(chips: int, arguments: Sequence[Argument], results: Sequence[str]) -> Layout:
-    """Batches cut over all chips, everything else whole on each."""
-    if chips == 1:
-        return Layout({}, [""] * len(arguments), [""] * len(results))
+def op_sharding(mesh: Mesh, partition: Partition) -> str:
+    """A partition as `OpSharding`'s text, such as "{devices=[8,1]<=[8]}"; "" on one chip.
 
-    def cut(argument: Argument) -> str:
-        if argument.group != "batch":
-            return "{replicated}"
-        tiles = [chips, *[1] * (len(argument.shape) - 1)]
-        return f"{{devices=[{','.join(map(str, tiles))}]<=[{chips}]}}"
+    Devices are numbered along the mesh, its last axis fastest. Source: `HloSharding::ToString`
+    (XLA), the form with `<=` that lists tiles as a box of devices with its axes transposed.
+    """
+    if mesh.devices == 1:
+        return ""
+    cutting = [axis for axes in partition for axis in axes]
+    if not cutting:
+        return "{replicated}"
+    others = [axis for axis in mesh.axes if axis not in cutting]
+    tiles = [math.prod(mesh.axes[axis] for axis in axes) for axes in partition]
+    copies = math.prod(mesh.axes[axis] for axis in others)
+    if copies > 1:
+        tiles.append(copies)
+    names = list(mesh.axes)
+    order = [names.index(axis) for axis in (*cutting, *others)]
+    # XLA reads a box that is not turned only as one row of devices, and says nothing otherwise.
+    turned = order != sorted(order)
+    box = f"[{_listed(mesh.axes.values())}]T({_listed(order)})" if turned else f"[{mesh.devices}]"
+    whole = " last_tile_dim_replicate" if copies > 1 else ""
+    return f"{{devices=[{_listed(tiles)}]<={box}{whole}}}"
 
-    return Layout({"data": chips}, [cut(one) for one in arguments], ["{replicated}"] * len(results))
 
-
-def parts(sharding: str) -> int:
-    """In how many parts an `OpSharding` text cuts a tensor."""
-    tiles = re.search(r"devices=\[([\d,]+)\]", sharding)
-    if tiles is None:
-        return 1
-    sizes = [int(size) for size in tiles[1].split(",")]
-    return math.prod(sizes[:-1] if "last_tile_dim_replicate" in sharding else sizes)
+def _listed(numbers: Iterable[int]) -> str:
+    return ",".join(str(number) for number in numbers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -11,13 +10,15 @@ from typing import Protocol
 from torch import Tensor
 
 from runner.backends.base import Recipe
+from runner.backends.sharding import Rules, Sharding
 from runner.backends.step.origins import origin_of
 from runner.config.chips import SLICES
+from runner.config.parallel import Mesh, mesh_of
 from runner.config.schema import Config
 from runner.preflight import verdict
 from runner.preflight.cache import Question, VerdictCache, cache_folder
 from runner.preflight.hlo import Module
-from runner.preflight.layout import Layout, layout
+from runner.preflight.layout import shardings
 from runner.preflight.tpu_compiler import (
     CompilerError,
     Port,
@@ -41,11 +42,19 @@ from runner.xla.placeholder import LoweringError
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A job without data: its step, the shapes of its batch, tokens in an example."""
+    """A job without data.
+
+    Attributes:
+        recipe: Its step.
+        batch: Tensors of the shapes and types of its batch.
+        tokens: In an example.
+        rules: How its parameters are cut: see `jobs.base.Job.sharding`.
+    """
 
     recipe: Recipe
     batch: Mapping[str, Tensor]
     tokens: int
+    rules: Rules = dataclasses.field(default_factory=dict)
 
 
 class Describe(Protocol):
@@ -77,7 +86,7 @@ class Preflight:
         """
         report = self.judge(config)
         if config.preflight.find == "batch_size":
-            multiple = report.chips * config.accumulate_steps
+            multiple = _mesh(config).batch_parts * config.accumulate_steps
             report, search = largest_batch(config, report, self.judge, multiple=multiple)
             config = with_batch(config, report.batch_size)
             report = dataclasses.replace(report, search=search)
@@ -96,27 +105,26 @@ class Preflight:
         """
         self.send(Phase("tracing"))
         described = self.describe(config)
-        target = SLICES[config.hardware.name]
-        shape = (1,) * len(target.shape) if config.hardware.devices == 1 else target.shape
-        chips = math.prod(shape)
+        target, mesh = SLICES[config.hardware.name], _mesh(config)
+        shape = target.shape if mesh.devices > 1 else (1,) * len(target.shape)
+        sharding = Sharding(mesh, described.rules)
         try:
-            step = trace(described.recipe, described.batch, pack=chips == 1)
+            step = trace(described.recipe, described.batch, sharding=sharding)
         except LoweringError as error:
             raise BackendError(_not_lowered(error)) from error
-        placed = layout(chips, step.arguments, step.results)
         subject = Subject(
             step=step,
             hardware=target.name,
             chip=target.chip,
-            chips=chips,
+            chips=mesh.devices,
             topology=topology_of(target.chip, shape),
-            mesh=placed.mesh,
-            shares=placed.shares,
+            mesh=mesh.axes,
+            shares=[sharding.parts(argument.partition) for argument in step.arguments],
             batch_size=config.job.batch_size,
             tokens=config.job.batch_size * described.tokens,
             versions=versions(),
         )
-        source = _source(subject, placed)
+        source = _source(subject, mesh)
         cache, question = VerdictCache(cache_folder()), _question(subject, source)
         known = cache.find(question) if config.preflight.cache else None
         if known is not None:
@@ -147,18 +155,22 @@ class Preflight:
         return verdict.accepted(subject, compiled, flops=flops)
 
 
-def _source(subject: Subject, placed: Layout) -> Source:
+def _mesh(config: Config) -> Mesh:
+    """The mesh that a run of this configuration would have."""
+    devices = config.hardware.devices or SLICES[config.hardware.name].chips
+    return mesh_of(config.parallel, devices)
+
+
+def _source(subject: Subject, mesh: Mesh) -> Source:
     step = subject.step
+    arguments, results = shardings(mesh, step.arguments, step.results)
     return Source(
         hlo=step.hlo,
         arguments=[
             Port(argument.name, sharding, argument.donated)
-            for argument, sharding in zip(step.arguments, placed.arguments, strict=True)
+            for argument, sharding in zip(step.arguments, arguments, strict=True)
         ],
-        results=[
-            Port(name, sharding)
-            for name, sharding in zip(step.results, placed.results, strict=True)
-        ],
+        results=[Port(*named) for named in zip(step.results, results, strict=True)],
         labels=subject.label,
     )
 

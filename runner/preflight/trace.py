@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runner.backends.base import Recipe
+from runner.backends.placement import partitions_of
+from runner.backends.sharding import ONE_DEVICE, Partition, Sharding
 from runner.backends.step.function import StepFunction
 from runner.backends.step.layout import Layout
 from runner.backends.step.origins import Origin, Origins, origin_of
@@ -42,6 +44,7 @@ class Argument:
         dtype: Such as "float32".
         bytes: Of all of it, on however many chips.
         donated: Whether the result that replaces it may have its memory.
+        partition: How it lies on the mesh.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Argument:
     dtype: str
     bytes: int
     donated: bool
+    partition: Partition = ()
 
     @property
     def group(self) -> str:
@@ -104,16 +108,19 @@ class TracedStep:
         return self.operations[int(found[1])] if found else None
 
 
-def trace(recipe: Recipe, batch: Mapping[str, Tensor], *, pack: bool = False) -> TracedStep:
+def trace(
+    recipe: Recipe, batch: Mapping[str, Tensor], *, sharding: Sharding = ONE_DEVICE
+) -> TracedStep:
     """Traces and lowers a training step.
 
     Args:
         recipe: The step; of its model only names, shapes and types are read, so it may be on
             the "meta" device.
         batch: Tensors of the shapes and types of a batch, on any device.
-        pack: Whether small tensors lie side by side, as they do on one device.
+        sharding: How the step's tensors are to lie.
 
     Raises:
+        ConfigError: A sharding rule of the job does not fit its parameter.
         UntraceableStepError: The step cannot become one graph.
         RuntimeError: An operation cannot be lowered.
     """
@@ -128,16 +135,19 @@ def trace(recipe: Recipe, batch: Mapping[str, Tensor], *, pack: bool = False) ->
             loss=origins.loss(recipe.loss),
             make_optimizer=described_optimizer(origins.optimizer(recipe.make_optimizer)),
         )
-        function = StepFunction(described, device_type=target.type, pack=pack)
+        function = StepFunction(described, device_type=target.type)
         equal = function.equal_scalars(function.initial)
         rates = [torch.zeros(()) for _ in range(function.groups)]
+    carried = sharding.carried(function.state_names, [one.shape for one in function.initial])
+    function.pack = not any(sharding.parts(partition) > 1 for partition in carried)
     function.batch_names = sorted(batch)
     values = [*function.initial, *rates, *(batch[name] for name in function.batch_names)]
     # The recorder above the rewrites: what a user's call becomes has that call's origin.
     with function.passes.rewriting(), origins.recorded():
         graph, merged = trace_whole(function, fake_inputs(values, target), equal=equal)
         layout = Layout(function.initial, merged=merged, roles=function.roles)
-    inputs = _Inputs(function, values, layout)
+    held = partitions_of(layout.held, carried)
+    inputs = _Inputs(function, values, layout, held=held, sharding=sharding)
     step = _lowered(graph, inputs, trace_s=time.monotonic() - started)
     return dataclasses.replace(step, passes=function.passes.made)
 
@@ -164,11 +174,20 @@ class _Inputs:
     Attributes:
         names: A name for each; a buffer of several tensors bears that of the first.
         values: Tensors of their shapes and types.
+        partitions: How each lies on the mesh.
         layout: How the state lies in its buffers.
         parameters: Numbers in the model's parameters.
     """
 
-    def __init__(self, function: StepFunction, values: Sequence[Tensor], layout: Layout) -> None:
+    def __init__(
+        self,
+        function: StepFunction,
+        values: Sequence[Tensor],
+        layout: Layout,
+        *,
+        held: Sequence[Partition],
+        sharding: Sharding,
+    ) -> None:
         self.layout = layout
         count = len(function.initial)
         names = [f"{group}/{name}" for group, name in function.state_names]
@@ -177,8 +196,24 @@ class _Inputs:
         self.names = [*(_together([names[i] for i in held]) for held in layout.held)]
         self.names += [*rates, *batch]
         self.values = [*layout.pack(values[:count]), *values[count:]]
-        held = zip(names, values[:count], strict=True)
-        self.parameters = sum(value.numel() for name, value in held if name.startswith("params/"))
+        data = values[count + len(rates) :]
+        self.partitions = [*held, *(() for _ in rates), *(sharding.batch(v.shape) for v in data)]
+        named = zip(names, values[:count], strict=True)
+        self.parameters = sum(value.numel() for name, value in named if name.startswith("params/"))
+
+    def argument(self, number: int) -> Argument:
+        """The argument that an input is, if the program reads it."""
+        value = self.values[number]
+        size = math.prod(value.shape) * value.element_size()
+        dtype = str(value.dtype).removeprefix("torch.")
+        return Argument(
+            self.names[number],
+            tuple(value.shape),
+            dtype,
+            size,
+            donated=False,
+            partition=self.partitions[number],
+        )
 
 
 def _together(names: Sequence[str]) -> str:
@@ -196,12 +231,11 @@ def _lowered(graph: fx.GraphModule, inputs: _Inputs, *, trace_s: float) -> Trace
         if number is not None
     }
     replaced = set(results.values())
-    arguments = _arguments(step.arguments, inputs.values, names=inputs.names)
     return TracedStep(
         hlo=step.hlo,
         arguments=[
             dataclasses.replace(argument, donated=argument.name in replaced)
-            for argument in arguments
+            for argument in _arguments(step.arguments, inputs)
         ],
         results=[results[number] for number in range(len(results))],
         operations=[
@@ -227,24 +261,16 @@ def _buffered(graph: NumberedNodes, layout: Layout) -> Callable[..., list[Tensor
     return run
 
 
-def _arguments(
-    numbers: Sequence[int | None], values: Sequence[Tensor], *, names: Sequence[str]
-) -> list[Argument]:
+def _arguments(numbers: Sequence[int | None], inputs: _Inputs) -> list[Argument]:
     """The program's arguments; a number that no input has is the seed's."""
     found = {number: i for i, number in enumerate(numbers) if number is not None}
     count = max(found, default=-1) + 1
     return [
-        _argument(names[found[number]], values[found[number]])
+        inputs.argument(found[number])
         if number in found
         else Argument("seed", (), "int64", 8, donated=False)
         for number in range(count)
     ]
-
-
-def _argument(name: str, value: Tensor) -> Argument:
-    size = math.prod(value.shape) * value.element_size()
-    dtype = str(value.dtype).removeprefix("torch.")
-    return Argument(name, tuple(value.shape), dtype, size, donated=False)
 
 
 def _op_name(node: fx.Node) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from runner.config.schema import Config, Precision
+from runner.config.mistakes import Mistake
+from runner.config.parallel import check_parallel, stated_devices
+from runner.config.schema import Config, ParallelConfig, Precision
 from runner.record.errors import RunnerError
 from runner.record.preflight import PreflightReport, Trial
 
@@ -28,13 +30,31 @@ class Change:
 
 
 def changes(config: Config) -> Iterator[Change]:
-    """What may make a job fit that does not, the mildest first."""
+    """What may make a job fit that does not, the mildest first; nothing that breaks a rule."""
+    return (change for change in _candidates(config) if _is_allowed(change.config))
+
+
+def _is_allowed(config: Config) -> bool:
+    """Whether everything that is cut over the mesh divides by it."""
+    try:
+        check_parallel(config)
+    except Mistake:
+        return False
+    return True
+
+
+def _candidates(config: Config) -> Iterator[Change]:
     if config.precision is Precision.float32:
         bf16 = dataclasses.replace(config, precision=Precision.bf16)
         yield Change("precision=bf16", "activations take half the memory", bf16)
     if config.remat == "none":
         remat = dataclasses.replace(config, remat="layers")
         yield Change("remat=layers", "layers are computed again in the backward pass", remat)
+    chips = stated_devices(config) or 1
+    if chips > 1 and config.parallel.name in ("single", "data"):
+        cut = dataclasses.replace(config, parallel=ParallelConfig("fsdp"))
+        why = f"parameters and the optimizer's state are cut over the {chips} chips"
+        yield Change("parallel=fsdp", why, cut)
     parts = 2 * config.accumulate_steps
     if config.job.batch_size % parts == 0:
         split = dataclasses.replace(config, accumulate_steps=parts)

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
-from runner.config.chips import Chip
+from runner.config.chips import SLICES, Chip
 from runner.preflight import costs
 from runner.preflight.buffers import Allocation, allocations, overflow
 from runner.preflight.costs import Place
@@ -188,12 +188,21 @@ def _report(
 
 def _reason(subject: Subject, hbm: record.Hbm) -> str:
     needs = f"{hbm.total / _GIB:.2f} of {hbm.capacity / _GIB:.2f} GiB"
-    chip = f"each of {subject.chips} chips" if subject.chips > 1 else "the chip"
+    chip = _chip(subject)
     if hbm.total <= hbm.capacity:
         free = (hbm.capacity - hbm.total) / _GIB
-        return f"fits: needs {needs} on {chip} of {subject.hardware}; {free:.2f} GiB are left"
+        return f"fits: needs {needs} on {chip}; {free:.2f} GiB are left"
     over = (hbm.total - hbm.capacity) / _GIB
-    return f"does not fit: needs {needs} on {chip} of {subject.hardware}; {over:.2f} GiB too much"
+    return f"does not fit: needs {needs} on {chip}; {over:.2f} GiB too much"
+
+
+def _chip(subject: Subject) -> str:
+    there = SLICES[subject.hardware].chips
+    if subject.chips > 1:
+        return f"each of {subject.chips} chips of {subject.hardware}"
+    if there > 1:
+        return f"the one chip of {subject.hardware}'s {there} that is used"
+    return f"the chip of {subject.hardware}"
 
 
 def _collectives(module: Module) -> list[record.CollectiveSum]:

@@ -77,8 +77,12 @@ BROKEN = [
         "backend.passes.flash_attention must be false with parallel=data.*parallel=single",
     ),
     (
-        ["mode=preflight", "hardware.name=v5e-8", "backend.passes.flash_attention=true"],
-        "must be false on more than one chip.* got true on 8. Use hardware.devices=1",
+        ["mode=preflight", "hardware.name=v5e-8", "parallel.name=fsdp", "job.batch_size=12"],
+        "job.batch_size must be a multiple of 8.* got 12; the nearest are 8 and 16",
+    ),
+    (
+        ["mode=preflight", "hardware.name=cpu", "parallel.name=data"],
+        "hardware.name must be a TPU slice with mode=preflight",
     ),
     (
         [

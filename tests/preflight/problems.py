@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from runner.backends.base import Recipe
+from runner.backends.sharding import Sharding
+from runner.config.parallel import Mesh
 from runner.preflight.hlo import Module
 from runner.preflight.tpu_compiler import Port, Source, hlo_text, stablehlo
 from runner.preflight.trace import TracedStep, trace
 
 Optim = Callable[[nn.Module], torch.optim.Optimizer]
+
+#: What is cut is an argument of its own; on one chip small ones lie side by side.
+TWO_CHIPS = Sharding(Mesh({"fsdp": 2}))
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -39,8 +44,9 @@ def recipe(build: Callable[[], nn.Module], make_optimizer: Optim = sgd) -> Recip
 
 
 def traced(build: Callable[[], nn.Module], *shape: int, make_optimizer: Optim = sgd) -> TracedStep:
-    """The traced step of a model on a batch of a shape."""
-    return trace(recipe(build, make_optimizer), {"x": torch.empty(shape, device="meta")})
+    """The traced step of a model on a batch of a shape, cut over two chips."""
+    made, batch = recipe(build, make_optimizer), {"x": torch.empty(shape, device="meta")}
+    return trace(made, batch, sharding=TWO_CHIPS)
 
 
 def program(step: TracedStep) -> str:

@@ -10,7 +10,7 @@ from runner.cli.app import conf_folder
 from runner.config.compose import Composer
 from runner.config.schema import Config
 from runner.preflight.run import Described, Preflight
-from runner.record.events import Event
+from runner.record.preflight import PreflightReport
 from runner.train.build import describe, described_batch
 from tests.jobs.test_shipped import SMALL, write_csv
 
@@ -27,19 +27,24 @@ JOBS: dict[str, tuple[str, list[str]]] = {
 def described(config: Config) -> Described:
     built = describe(config)
     batch = described_batch(built, config.job.batch_size)
-    return Described(built.recipe, batch, built.job.tokens_per_example())
+    return Described(built.recipe, batch, built.job.tokens_per_example(), built.job.sharding)
+
+
+def judged(overrides: list[str], folder: pathlib.Path) -> PreflightReport:
+    """The report on what the command line with these overrides asks for."""
+    composer = Composer(conf_folder(), extra=None, trusted=frozenset({"jobs"}))
+    config = composer.config([*overrides, "mode=preflight"])
+    return Preflight(described, lambda event: None, folder).judge(config)
 
 
 @pytest.mark.parametrize("case", JOBS)
 def test_the_compiler_takes_the_step_of_every_job(case: str, tmp_path: pathlib.Path) -> None:
     job, changes = JOBS[case]
-    overrides = [f"job={job}", "mode=preflight", "hardware=v5e-1", "precision=bf16", *changes]
+    overrides = [f"job={job}", "hardware=v5e-1", "precision=bf16", *changes]
     if job == "bert_classifier":
         write_csv(tmp_path / "data")
         overrides.append(f"data.root={tmp_path / 'data'}")
-    config = Composer(conf_folder(), extra=None, trusted=frozenset({"jobs"})).config(overrides)
-    events: list[Event] = []
-    report = Preflight(described, events.append, tmp_path).judge(config)
+    report = judged(overrides, tmp_path)
     assert report.fits
     assert report.model_flops > 0
     assert report.estimate is not None

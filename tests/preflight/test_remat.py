@@ -22,7 +22,7 @@ def compiled(*, remat: bool) -> Memory:
         model = job.build()
         tokens = torch.empty(BATCH, LENGTH, dtype=torch.int64)
     recipe = Recipe(model, job.loss, job.evaluate, adamw, remat=remat)
-    step = trace(recipe, {"tokens": tokens, "target": tokens}, pack=True)
+    step = trace(recipe, {"tokens": tokens, "target": tokens})
     return TpuCompiler(topology_of(CHIPS["v5e"], (1, 1))).compile(program(step)).memory
 
 

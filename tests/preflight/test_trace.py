@@ -63,6 +63,15 @@ def test_state_that_is_replaced_is_donated_and_nothing_else(step: TracedStep) ->
     assert {"loss", "grad_norm"} <= set(step.results)
 
 
+def test_arguments_lie_on_the_mesh_as_a_run_lays_them(step: TracedStep) -> None:
+    lying = {argument.name: argument.partition for argument in step.arguments}
+    assert lying["params/conv.weight"] == (("fsdp",), (), (), ())
+    assert lying["optimizer/conv.weight/exp_avg"] == (("fsdp",), (), (), ())
+    assert lying["batch/x"] == (("fsdp",), (), (), ())
+    assert lying["buffers/norm.running_var"] == ((),)
+    assert not lying["lr/0"]
+
+
 def test_equal_step_counters_are_carried_once(step: TracedStep) -> None:
     assert sum(argument.name.endswith("/step") for argument in step.arguments) == 1
 
@@ -157,8 +166,8 @@ def test_a_model_too_large_for_this_machine_is_traced_in_little_memory() -> None
 
 def test_small_state_of_one_kind_is_one_argument_on_one_chip() -> None:
     made = recipe(Net, optimizer)
-    packed = trace(made, {"x": torch.empty((4, 3, 12, 12), device="meta")}, pack=True)
-    plain = trace(made, {"x": torch.empty((4, 3, 12, 12), device="meta")})
+    packed = trace(made, {"x": torch.empty((4, 3, 12, 12), device="meta")})
+    plain = traced(Net, 4, 3, 12, 12, make_optimizer=optimizer)
     names = [argument.name for argument in packed.arguments]
     assert "params/conv.weight and 5 more" in names
     assert len(names) < len(plain.arguments)

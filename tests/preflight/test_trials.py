@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.config.schema import Config
+from runner.config.schema import Config, HardwareConfig, ParallelConfig
 from runner.preflight.trials import changes, largest_batch, suggestions, with_batch
 from runner.record.errors import BackendError
 from runner.record.preflight import PreflightReport
@@ -82,6 +82,25 @@ def test_what_may_help_is_listed_without_a_judge_and_judged_with_one() -> None:
     judged = suggestions(asked, judge(lambda batch: batch * 20_000))
     assert [trial.fits for trial in judged] == [False, False, False, True]
     assert judged[3].total == 640_000
+
+
+def test_on_a_slice_the_state_may_be_cut_where_the_batch_divides() -> None:
+    def offered(parallel: str, batch: int) -> list[str]:
+        plain = config()
+        asked = dataclasses.replace(
+            plain,
+            job=dataclasses.replace(plain.job, batch_size=batch, eval_batch_size=64),
+            hardware=HardwareConfig(name="v5e-8"),
+            parallel=ParallelConfig(parallel),
+        )
+        return [change.override for change in changes(asked)]
+
+    assert "parallel=fsdp" in offered("single", 64)
+    assert "parallel=fsdp" in offered("data", 64)
+    assert "parallel=fsdp" not in offered("fsdp", 64)
+    assert "parallel=fsdp" not in offered("single", 12)
+    assert "job.batch_size=8" in offered("data", 16)
+    assert not [one for one in offered("data", 8) if one.startswith("job.batch_size")]
 
 
 def test_a_suggestion_that_does_not_compile_says_why() -> None:

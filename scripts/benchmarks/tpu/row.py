@@ -64,7 +64,7 @@ def torch_step(model: str, layers: int, passes: PassesConfig) -> Step:
         chosen = OUTSIDE[model]
     recipe = chosen.recipe(layers, passes)
     started = time.monotonic()
-    step = trace(recipe, chosen.batch(), pack=True)
+    step = trace(recipe, chosen.batch())
     seconds = time.monotonic() - started
     arguments = [Port(argument.name, donated=argument.donated) for argument in step.arguments]
     results = [Port(name) for name in step.results]

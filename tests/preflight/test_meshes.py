@@ -1,0 +1,59 @@
+"""The verdict on a mesh: what each chip holds, and what the chips send each other."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from runner.record.preflight import PreflightReport
+from tests.preflight.test_jobs import judged
+
+#: No dimension is padded: sizes are those of the state.
+GPT = ["job=gpt", "model.depth=1", "model.width=512", "job.batch_size=16", "precision=bf16"]
+
+
+def report(folder: pathlib.Path, *overrides: str) -> PreflightReport:
+    return judged([*GPT, *overrides], folder)
+
+
+def sent(report: PreflightReport) -> set[str]:
+    return {one.kind for one in report.collectives}
+
+
+def test_fsdp_holds_a_share_on_each_chip_and_data_all(tmp_path: pathlib.Path) -> None:
+    alone = report(tmp_path, "hardware=v5e-4")
+    data = report(tmp_path, "hardware=v5e-4", "parallel=data")
+    fsdp = report(tmp_path, "hardware=v5e-4", "parallel=fsdp")
+    assert (alone.chips, data.chips, fsdp.chips) == (1, 4, 4)
+    assert (data.mesh, fsdp.mesh) == ({"data": 4}, {"fsdp": 4})
+    assert alone.model_flops == pytest.approx(fsdp.model_flops) == pytest.approx(data.model_flops)
+    assert not alone.collectives
+    assert sent(data) == {"all-reduce"}
+    assert "all-gather" in sent(fsdp)
+    state = alone.hbm.arguments
+    assert data.hbm.arguments == pytest.approx(state, rel=0.02)
+    assert fsdp.hbm.arguments == pytest.approx(state / 4, rel=0.02)
+    for one in (alone, data, fsdp):
+        assert one.hbm.arguments == pytest.approx(one.arguments_bytes, rel=0.01)
+        assert one.hbm.aliased >= 0.98 * one.hbm.outputs
+
+
+def test_the_jobs_own_rules_cut_matrix_products(tmp_path: pathlib.Path) -> None:
+    fsdp = report(tmp_path, "hardware=v6e-8", "parallel=fsdp")
+    both = report(tmp_path, "hardware=v6e-8", "parallel=fsdp_tensor", "parallel.tensor=2")
+    assert both.mesh == {"fsdp": 4, "tensor": 2}
+    assert both.hbm.arguments == pytest.approx(fsdp.hbm.arguments, rel=0.05)
+    assert both.model_flops == pytest.approx(fsdp.model_flops)
+    assert sum(one.wire_bytes for one in both.collectives) != pytest.approx(
+        sum(one.wire_bytes for one in fsdp.collectives)
+    )
+
+
+def test_batch_norms_are_cut_with_the_batch(tmp_path: pathlib.Path) -> None:
+    """No chip gathers what the others hold of the activations."""
+    resnet = ["job=resnet", "model.depth=18", "hardware=v4-8", "parallel=data", "precision=bf16"]
+    found = judged(resnet, tmp_path)
+    assert sent(found) == {"all-reduce"}
+    weights = 4 * found.parameters
+    assert sum(one.bytes for one in found.collectives) < 1.1 * weights
