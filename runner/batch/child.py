@@ -43,19 +43,27 @@ class Child:
         reading, writing = os.pipe()
         answered, answering = os.pipe()
         os.set_blocking(reading, False)
-        with open(log, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(writing), str(os.getpid()), str(answered)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[writing, answered],
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
-        os.close(writing)
-        os.close(answered)
-        self._descriptor, self._answering = reading, answering
+        self._descriptors = [reading, answering]
+        try:
+            with open(log, "ab") as output:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", WORKER, str(writing), str(os.getpid()), str(answered)],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[writing, answered],
+                    env={**os.environ, **environment},
+                    start_new_session=True,
+                )
+            self._ended = os.pidfd_open(self._process.pid)
+            self._descriptors.append(self._ended)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(writing)
+            os.close(answered)
+        self._events = reading
         self._reader = EventReader(reading, answering)
 
     def send(self, request: Mapping[str, Any]) -> None:
@@ -75,8 +83,7 @@ class Child:
     def dismiss(self, seconds: float) -> None:
         """Let an idle worker end, and end it if it takes longer."""
         self.no_more()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
+        select.select([self._ended], [], [], seconds)
         self.kill()
         self._process.wait()
 
@@ -86,11 +93,8 @@ class Child:
 
     def wait(self, seconds: float = _WAIT_S) -> None:
         """Wait until there is something to read, or the worker ended, or time is up."""
-        if self._reader.closed:  # nothing more to read: its end is all that is waited for
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
-            return
-        select.select([self._descriptor], [], [], seconds)
+        awaited = [self._ended] if self._reader.closed else [self._ended, self._events]
+        select.select(awaited, [], [], seconds)
 
     def exit_code(self) -> int | None:
         """The process's exit code; negative for a signal; None while it runs."""
@@ -110,5 +114,5 @@ class Child:
 
     def close(self) -> None:
         """Let go of the pipes; the worker must have ended."""
-        os.close(self._descriptor)
-        os.close(self._answering)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
