@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from omegaconf import DictConfig
 
@@ -32,6 +32,7 @@ class Planner:
         hydra: Hydra's section of the batch.
         folder: The batch's folder.
         entries: The jobs that it has already, by number.
+        swept: Keys that the jobs differ in: a job is known by these, whatever they are.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Planner:
         *,
         folder: pathlib.Path,
         entries: Mapping[int, Entry],
+        swept: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self._composer = composer
+        self._swept = swept
         self._sweep = SweepComposer(composer, hydra)
         self._next = max(entries, default=-1) + 1
         self._known: dict[tuple[str, ...], collections.deque[Entry]] = {}
@@ -89,9 +92,10 @@ class Planner:
         )
 
     def _wanted(self, overrides: Sequence[str]) -> tuple[str, ...]:
-        parsed = self._composer.parse(overrides)
         return tuple(
-            item.input_line or "" for item in parsed if not is_operational(item.key_or_group)
+            item.input_line or ""
+            for item in self._composer.parse(overrides)
+            if item.key_or_group in self._swept or not is_operational(item.key_or_group)
         )
 
     def _entry(

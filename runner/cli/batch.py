@@ -77,7 +77,8 @@ def plan_batch(composer: Composer, overrides: Sequence[str]) -> BatchPlan:
     ray = _cluster(whole)
     folder = pathlib.Path(str(hydra.sweep.dir)).absolute()
     entries = known_entries(folder, resume=settings.resume) if ours else {}
-    planner = Planner(composer, hydra, folder=folder, entries=entries)
+    swept = {one.key_or_group for one in composer.parse(overrides) if one.is_sweep_override()}
+    planner = Planner(composer, hydra, folder=folder, entries=entries, swept=swept)
     jobs: list[BatchJob] = []
     if hydra.sweeper.get("_target_") == SEARCH_SWEEPER:
         trial = Planner(composer, hydra, folder=folder, entries={})

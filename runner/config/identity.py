@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runner.config.codec import config_to_json
-from runner.config.schema import Config
+from runner.config.schema import Config, Mode
 
 #: Keys and sections that say how a job is run and not what it computes.
 _OPERATION = (
@@ -47,8 +47,9 @@ _NO_GRAPH = (
 
 
 def job_hash(config: Config) -> str:
-    """SHA-256 of all that changes what a job computes."""
-    return _hash(config, left_out=_OPERATION)
+    """SHA-256 of all that changes what a job computes; a verdict is about hardware, too."""
+    judged = ("hardware", "parallel") if config.mode is Mode.preflight else ()
+    return _hash(config, left_out=tuple(key for key in _OPERATION if key not in judged))
 
 
 def graph_key(config: Config) -> str:
