@@ -18,7 +18,7 @@ from runner.record.files import write_atomic
 from runner.record.preflight import PreflightReport, report_from_json
 
 #: Raised when the report says something else of the same program.
-_FORMAT = 3
+_FORMAT = 4
 #: Variables that carry flags to the compiler.
 _FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 
@@ -37,6 +37,7 @@ class Question:
         hlo: The traced program.
         names: What its operations and their source lines are called.
         ports: Its arguments and results, with shardings.
+        hardware: The slice's name, which the report speaks of: a chip of v5e-1 is one of v5e-8's.
         topology: What it is compiled for.
         versions: Of compiler and tracer.
     """
@@ -44,6 +45,7 @@ class Question:
     hlo: bytes
     names: str
     ports: tuple[Port, ...]
+    hardware: str
     topology: Topology
     versions: Mapping[str, str]
 
@@ -53,6 +55,7 @@ class Question:
         rest = {
             "format": _FORMAT,
             "ports": [dataclasses.astuple(port) for port in self.ports],
+            "hardware": self.hardware,
             "topology": [self.topology.name, dict(self.topology.options)],
             "versions": dict(self.versions),
             "flags": {name: os.environ.get(name, "") for name in _FLAGS},

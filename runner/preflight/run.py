@@ -180,6 +180,7 @@ def _question(subject: Subject, source: Source) -> Question:
         hlo=source.hlo,
         names=repr(subject.step.operations),
         ports=(*source.arguments, *source.results),
+        hardware=subject.hardware,
         topology=subject.topology,
         versions=subject.versions,
     )

@@ -122,6 +122,17 @@ def test_the_same_program_is_answered_from_the_cache(judged: tuple[pathlib.Path,
     assert result_of(folder)["preflight"]["cached"] is False
 
 
+def test_the_cache_answers_of_the_slice_that_was_asked_about(
+    judged: tuple[pathlib.Path, str],
+) -> None:
+    """One chip of v5e-4 takes the program that v5e-1 takes, and is called otherwise."""
+    folder, _ = judged
+    done = start(folder, *SMALL, "hardware=v5e-4")
+    assert done.returncode == 0, done.stderr
+    assert result_of(folder)["preflight"]["hardware"] == "v5e-4"
+    assert "on the one chip of v5e-4's 4 that is used" in done.stdout
+
+
 def test_too_large_ends_with_71_and_says_by_how_much(tmp_path: pathlib.Path) -> None:
     large = ("job.entry=mine:Huge", "model.width=4000000", "job.batch_size=4")
     done = start(tmp_path, *SMALL, *large, "optim=adamw")
