@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from runner.config.mistakes import Mistake
 from runner.config.parallel import check_parallel, stated_devices
@@ -47,22 +48,33 @@ def _candidates(config: Config) -> Iterator[Change]:
     if config.precision is Precision.float32:
         bf16 = dataclasses.replace(config, precision=Precision.bf16)
         yield Change("precision=bf16", "activations take half the memory", bf16)
-    if config.remat == "none":
-        remat = dataclasses.replace(config, remat="layers")
-        yield Change("remat=layers", "layers are computed again in the backward pass", remat)
-    chips = stated_devices(config) or 1
-    if chips > 1 and config.parallel.name in ("single", "data"):
-        cut = dataclasses.replace(config, parallel=ParallelConfig("fsdp"))
-        why = f"parameters and the optimizer's state are cut over the {chips} chips"
-        yield Change("parallel=fsdp", why, cut)
-    parts = 2 * config.accumulate_steps
-    if config.job.batch_size % parts == 0:
-        split = dataclasses.replace(config, accumulate_steps=parts)
-        why = "the same update from smaller micro-batches"
-        yield Change(f"accumulate_steps={parts}", why, split)
+    together, overrides = config, []
+    for override, why, fields in _same_update(config):
+        change = Change(override, why, dataclasses.replace(config, **fields))
+        if _is_allowed(change.config):
+            yield change
+            together = dataclasses.replace(together, **fields)
+            overrides.append(override)
+    if len(overrides) > 1:
+        yield Change(" ".join(overrides), "all that leaves the update the same", together)
     if config.job.batch_size % (2 * config.accumulate_steps) == 0:
         size = config.job.batch_size // 2
         yield Change(f"job.batch_size={size}", "half the activations", with_batch(config, size))
+
+
+def _same_update(config: Config) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Changes to the same numbers in less memory: override, reason, fields."""
+    if config.remat == "none":
+        why = "layers are computed again in the backward pass"
+        yield "remat=layers", why, {"remat": "layers"}
+    chips = stated_devices(config) or 1
+    if chips > 1 and config.parallel.name in ("single", "data"):
+        why = f"parameters and the optimizer's state are cut over the {chips} chips"
+        yield "parallel=fsdp", why, {"parallel": ParallelConfig("fsdp")}
+    parts = 2 * config.accumulate_steps
+    if config.job.batch_size % parts == 0:
+        why = "the same update from smaller micro-batches"
+        yield f"accumulate_steps={parts}", why, {"accumulate_steps": parts}
 
 
 def with_batch(config: Config, size: int) -> Config:

@@ -76,12 +76,15 @@ def test_what_may_help_is_listed_without_a_judge_and_judged_with_one() -> None:
         "precision=bf16",
         "remat=layers",
         "accumulate_steps=2",
+        "remat=layers accumulate_steps=2",
         "job.batch_size=32",
     ]
-    assert [trial.fits for trial in suggestions(asked, None)] == [None] * 4
+    together = list(changes(asked))[3].config
+    assert (together.remat, together.accumulate_steps) == ("layers", 2)
+    assert [trial.fits for trial in suggestions(asked, None)] == [None] * 5
     judged = suggestions(asked, judge(lambda batch: batch * 20_000))
-    assert [trial.fits for trial in judged] == [False, False, False, True]
-    assert judged[3].total == 640_000
+    assert [trial.fits for trial in judged] == [False, False, False, False, True]
+    assert judged[4].total == 640_000
 
 
 def test_on_a_slice_the_state_may_be_cut_where_the_batch_divides() -> None:
@@ -97,8 +100,11 @@ def test_on_a_slice_the_state_may_be_cut_where_the_batch_divides() -> None:
 
     assert "parallel=fsdp" in offered("single", 64)
     assert "parallel=fsdp" in offered("data", 64)
+    assert "remat=layers parallel=fsdp accumulate_steps=2" in offered("data", 64)
     assert "parallel=fsdp" not in offered("fsdp", 64)
     assert "parallel=fsdp" not in offered("single", 12)
+    assert "accumulate_steps=2" not in offered("data", 8)
+    assert "remat=layers parallel=fsdp" in offered("data", 8)
     assert "job.batch_size=8" in offered("data", 16)
     assert not [one for one in offered("data", 8) if one.startswith("job.batch_size")]
 
