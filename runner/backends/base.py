@@ -192,11 +192,20 @@ class Backend(abc.ABC):
 
 
 def micro_batches(batch: Batch, count: int) -> list[Batch]:
-    """The batch in `count` equal parts along the first dimension."""
+    """The batch in `count` equal parts: see `dealt`."""
+    parts = {name: dealt(tensor, count) for name, tensor in batch.items()}
+    return [{name: own[i] for name, own in parts.items()} for i in range(count)]
+
+
+def dealt(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """A tensor in `count` equal parts along its first dimension, one index to each in turn.
+
+    Where that dimension is cut over devices, every part takes of every device's share: of parts
+    one after the other, each would lie on some devices only.
+    """
     if count == 1:
-        return [batch]
-    parts = {name: tensor.chunk(count) for name, tensor in batch.items()}
-    return [{name: chunks[i] for name, chunks in parts.items()} for i in range(count)]
+        return [tensor]
+    return tensor.reshape(-1, count, *tensor.shape[1:]).unbind(1)
 
 
 def masked_sums(metrics: Mapping[str, Tensor], mask: Tensor) -> Metrics:

@@ -337,7 +337,8 @@ class Config:
         seed: Fixes initial weights, data order, augmentation and dropout.
         precision: "float32" or "bf16" (autocast).
         grad_clip_norm: Largest global gradient norm, or null.
-        accumulate_steps: Micro-batches that one update is split into.
+        accumulate_steps: Micro-batches that one update is split into; the examples are dealt out
+            to them one by one, so that each takes of every device's share.
         remat: "none", or "layers" to keep of each layer its input alone and compute it again in
             the backward pass (`openxla_step` only): less memory for about a third more work.
         log_every: Updates between two points in TensorBoard and metrics.jsonl.

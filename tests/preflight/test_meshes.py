@@ -50,6 +50,15 @@ def test_the_jobs_own_rules_cut_matrix_products(tmp_path: pathlib.Path) -> None:
     )
 
 
+def test_micro_batches_take_of_every_chips_share(tmp_path: pathlib.Path) -> None:
+    """Half of what the chips hold of the activations, and none of it sent around."""
+    data = ["hardware=v5e-4", "parallel=data", "job.batch_size=64"]
+    once = report(tmp_path, *data)
+    twice = report(tmp_path, *data, "accumulate_steps=2")
+    assert sent(twice) == {"all-reduce"}
+    assert twice.hbm.temporaries < 0.75 * once.hbm.temporaries
+
+
 def test_batch_norms_are_cut_with_the_batch(tmp_path: pathlib.Path) -> None:
     """No chip gathers what the others hold of the activations."""
     resnet = ["job=resnet", "model.depth=18", "hardware=v4-8", "parallel=data", "precision=bf16"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from runner.backends.base import Batch, Metrics, Recipe, masked_sums
+from runner.backends.base import Batch, Metrics, Recipe, dealt, masked_sums
 from runner.backends.optimizer import initial_state
 from runner.backends.passes.pipeline import Passes
 from runner.backends.step.cpu_norms import WHOLE_NORMS, Decompositions
@@ -173,7 +173,7 @@ class StepFunction:
         self._name_parameters(values)
         losses: list[Tensor] = []
         sums: list[Tensor | None] = [None] * len(leaves)
-        for part in zip(*(tensor.chunk(self._recipe.accumulate) for tensor in batch), strict=True):
+        for part in zip(*(dealt(one, self._recipe.accumulate) for one in batch), strict=True):
             loss = self._call(values, part)
             assert isinstance(loss, Tensor)
             share = loss / self._recipe.accumulate
