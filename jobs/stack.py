@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 
-class CallLayer(Protocol):
-    """Calls one layer of a stack, in a way of the runner's choice."""
+class RunLayers(Protocol):
+    """Hands an input through layers, in a way of the runner's choice: see `run_layers`."""
 
     def __call__(
-        self, call: Callable[..., Any], layer: nn.Module, x: Tensor, *shared: Tensor
+        self, call: Callable[..., Any], layers: Sequence[nn.Module], x: Tensor, *shared: Tensor
     ) -> Tensor: ...
 
 
 # A plain global, which dynamo can read: a ContextVar would break its graph at every stack.
-_caller: CallLayer | None = None
+_run: RunLayers | None = None
 
 
 @contextlib.contextmanager
-def layers_called_by(caller: CallLayer) -> Iterator[None]:
-    """Within it, every layer of `run_layers` is called by `caller`."""
-    global _caller
-    before, _caller = _caller, caller
+def layers_run_by(run: RunLayers) -> Iterator[None]:
+    """Within it, `run` does what `run_layers` is asked for."""
+    global _run
+    before, _run = _run, run
     try:
         yield
     finally:
-        _caller = before
+        _run = before
 
 
 def run_layers(
@@ -48,9 +48,10 @@ def run_layers(
         call: From a layer, its input and `shared` to its output, where a library's layers want
             their inputs by name or give more than one output.
     """
-    caller = _caller
+    if _run is not None:
+        return _run(call, list(layers), x, *shared)
     for layer in layers:
-        x = call(layer, x, *shared) if caller is None else caller(call, layer, x, *shared)
+        x = call(layer, x, *shared)
     return x
 
 

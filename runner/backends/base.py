@@ -40,6 +40,8 @@ class Recipe:
         accumulate: Micro-batches that a batch is split into.
         remat: Whether layers are computed again in the backward pass instead of being kept, by
             a backend that traces the step as a whole.
+        scan_layers: Whether layers that repeat are a loop in the program, with `remat`, by such a
+            backend.
         passes: What may be done to the traced step, by a backend that traces it as a whole.
         seed: What dropout's random numbers are a function of, together with the step.
     """
@@ -52,6 +54,7 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     remat: bool = False
+    scan_layers: bool = False
     seed: int = 0
     passes: PassesConfig = dataclasses.field(default_factory=PassesConfig)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,16 +30,15 @@ from runner.backends.step.labels import Labels, Unlabelled
 from runner.backends.step.layout import Layout
 from runner.backends.step.placed import PlacedBatch
 from runner.backends.step.splice import trace_whole
+from runner.backends.step.stacks import apart, partitions, pieces_apart, together
 from runner.backends.step.trace import fake_inputs, trace_step
 from runner.record.errors import DeviceError
 from runner.xla import counters, device
 from runner.xla.program import Program
-from runner.xla.scan import scan_steps
+from runner.xla.scan import operations, scan
 
 Shapes = tuple[torch.Size, ...]
-T = TypeVar("T")
 Pin = Callable[[list[Tensor]], list[Tensor]]
-GROUPS = ("params", "buffers", "optimizer")
 
 
 class OpenXlaStep(Backend):
@@ -79,7 +78,7 @@ class OpenXlaStep(Backend):
             self.recipe, device_type=self.device.type, decomposed=norms_for(sharding)
         )
         shapes = [tensor.shape for tensor in self._function.initial]
-        self._partitions = sharding.carried(self._function.state_names, shapes)
+        self._partitions = partitions(self._function.carried, shapes, sharding)
         self._shares = [sharding.parts(partition) for partition in self._partitions]
         self._function.pack = max(self._shares, default=1) == 1
         self._layout: Layout | None = None
@@ -170,7 +169,7 @@ class OpenXlaStep(Backend):
             graph = self._trace(one)
             self._upload()
             watch.passes = self._function.passes.made
-            watch.nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
+            watch.nodes = operations(graph.graph)
             watch.hash = hashlib.sha256(graph.code.encode()).hexdigest()[:16]
             with self._labels.lowered(graph) as run:
                 self._programs[shapes] = self._bind(run, batch)
@@ -249,7 +248,7 @@ class OpenXlaStep(Backend):
                 graph = trace_step(function.evaluate, inputs, decomposed=function.decomposed)
             function.passes.improve(graph)
             watch.passes = function.passes.made
-            watch.nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
+            watch.nodes = operations(graph.graph)
             watch.hash = hashlib.sha256(graph.code.encode()).hexdigest()[:16]
             program = Program(_reading(graph, layout, count=count), [*self._carried, *batch])
         self.recipe.model.train()
@@ -269,13 +268,7 @@ class OpenXlaStep(Backend):
 
         sync: waits until the step has ended.
         """
-        return TrainState(**self._grouped(self._values()), step=step)
-
-    def _grouped(self, values: Sequence[T]) -> dict[str, dict[str, T]]:
-        groups: dict[str, dict[str, T]] = {group: {} for group in GROUPS}
-        for (group, name), value in zip(self._function.state_names, values, strict=True):
-            groups[group][name] = value
-        return groups
+        return TrainState(**apart(self._function.carried, self._values()), step=step)
 
     def snapshot(self, step: int) -> Snapshot:
         """See `Backend.snapshot`; what is cut over devices stays in its pieces.
@@ -286,8 +279,7 @@ class OpenXlaStep(Backend):
             return super().snapshot(step)
         assert self._layout is not None
         held = self._placement.host_tensors(self._carried)
-        values = self._layout.apart(held)
-        groups = self._grouped(values)
+        groups = pieces_apart(self._function.carried, self._layout.apart(held))
         named = {f"{g}/{name}": t for g, own in groups.items() for name, t in own.items()}
         return Snapshot(step, named)
 
@@ -301,13 +293,13 @@ class OpenXlaStep(Backend):
         Raises:
             CheckpointError: Names or shapes differ from this model's and optimizer's.
         """
-        own, saved = self._grouped(self._function.initial), state.groups()
+        carried, saved = self._function.carried, state.groups()
+        own = apart(carried, self._function.initial)
         for group, tensors in own.items():
             check_names(group, set(tensors), set(saved[group]))
             for name, tensor in tensors.items():
                 check_shape(f"{group}/{name}", tensor, saved[group][name])
-        names = self._function.state_names
-        self._host = [saved[group][name].detach().cpu() for group, name in names]
+        self._host = [tensor.detach().cpu() for tensor in together(carried, saved)]
         if self._layout is not None and not self._still_equal(self._layout, self._host):
             self._layout = None
             self._programs.clear()
@@ -328,8 +320,7 @@ class OpenXlaStep(Backend):
 
         sync: waits for the last step. The learning rates of the groups are not part of it.
         """
-        self._function.publish(self._values())
-        return self.recipe.model, self._function.functional.optimizer
+        return self.recipe.model, self._function.publish(self._values())
 
     def _values(self) -> list[Tensor]:
         """All carried tensors on the host; not to be changed."""
@@ -374,7 +365,7 @@ def _looped(
     count = len(layout)
 
     def body(
-        carry: Sequence[Tensor], inputs: Sequence[Tensor]
+        carry: Sequence[Tensor], inputs: Sequence[Tensor], _: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         loss, norm, *new = graph(*layout.unpack(carry), *inputs)
         return layout.pack(new), [loss, norm]
@@ -383,7 +374,7 @@ def _looped(
         rates, rest, seeds = flat[count : count + groups], flat[count + groups : -1], flat[-1]
         width = len(rest) // steps
         stacked = [torch.stack(rest[i::width]) for i in range(width)]
-        carry, outputs = scan_steps(body, flat[:count], inputs=[*rates, *stacked], seeds=seeds)
+        carry, outputs = scan(body, flat[:count], inputs=[*rates, *stacked], seeds=seeds)
         return [*pin(carry), *outputs]
 
     return run

@@ -77,6 +77,13 @@ def _backend(config: Config) -> None:
             f"remat must be none with backend={name}: only openxla_step computes layers again; "
             f"got {config.remat!r}",
         )
+    if config.scan_layers and config.remat != "layers":
+        raise Mistake(
+            "scan_layers",
+            "scan_layers must be false without remat=layers: a loop that kept the inside of each "
+            "layer would store far more than the layers one by one; got true, "
+            f"remat={config.remat!r}",
+        )
     _steps_per_call(config)
     _passes(config)
 

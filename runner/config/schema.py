@@ -341,6 +341,8 @@ class Config:
             to them one by one, so that each takes of every device's share.
         remat: "none", or "layers" to keep of each layer its input alone and compute it again in
             the backward pass (`openxla_step` only): less memory for about a third more work.
+        scan_layers: Whether layers that repeat are a loop in the program instead of one after the
+            other (needs remat=layers): tracing and compiling take as long for any number of them.
         log_every: Updates between two points in TensorBoard and metrics.jsonl.
         eval_every: Updates between two evaluations; 0 evaluates only at the end.
         strict: Whether a recompile after warm-up is an error.
@@ -370,6 +372,7 @@ class Config:
     grad_clip_norm: float | None = None
     accumulate_steps: int = 1
     remat: str = "none"
+    scan_layers: bool = False
     log_every: int = 1
     eval_every: int = 0
     strict: bool = False

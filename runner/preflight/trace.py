@@ -25,13 +25,15 @@ from runner.backends.step.function import StepFunction
 from runner.backends.step.layout import Layout
 from runner.backends.step.origins import Origin, Origins, origin_of
 from runner.backends.step.splice import trace_whole
+from runner.backends.step.stacks import partitions
 from runner.backends.step.trace import fake_inputs
 from runner.preflight.described import DescribedState, described_optimizer
 from runner.xla import device
 from runner.xla.flash_attention import model_flops
 from runner.xla.placeholder import NumberedNodes, lower
+from runner.xla.scan import operations
 
-_NODE = re.compile(r"node(\d+)\.\d+/")
+_NODES = re.compile(r"(?:node(\d+)\.\d+/)+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +105,11 @@ class TracedStep:
     passes: Mapping[str, int]
 
     def operation(self, name: str) -> Operation | None:
-        """What the operation of a name in `hlo` was lowered from; None for XLA's own."""
-        found = _NODE.match(name)
+        """What the operation of a name in `hlo` was lowered from; None for XLA's own.
+
+        The name of one in a loop begins with the loop's node.
+        """
+        found = _NODES.match(name)
         return self.operations[int(found[1])] if found else None
 
 
@@ -138,7 +143,8 @@ def trace(
         function = StepFunction(described, device_type=target.type)
         equal = function.equal_scalars(function.initial)
         rates = [torch.zeros(()) for _ in range(function.groups)]
-    carried = sharding.carried(function.state_names, [one.shape for one in function.initial])
+    shapes = [one.shape for one in function.initial]
+    carried = partitions(function.carried, shapes, sharding)
     function.pack = not any(sharding.parts(partition) > 1 for partition in carried)
     function.batch_names = sorted(batch)
     values = [*function.initial, *rates, *(batch[name] for name in function.batch_names)]
@@ -190,7 +196,7 @@ class _Inputs:
     ) -> None:
         self.layout = layout
         count = len(function.initial)
-        names = [f"{group}/{name}" for group, name in function.state_names]
+        names = [f"{one.group}/{one.name}" for one in function.carried]
         rates = [f"lr/{group}" for group in range(function.groups)]
         batch = [f"batch/{name}" for name in function.batch_names]
         self.names = [*(_together([names[i] for i in held]) for held in layout.held)]
@@ -241,7 +247,7 @@ def _lowered(graph: fx.GraphModule, inputs: _Inputs, *, trace_s: float) -> Trace
         operations=[
             Operation(_op_name(node), origin_of(node), model_flops(node)) for node in numbered.nodes
         ],
-        nodes=sum(node.op == "call_function" for node in numbered.nodes),
+        nodes=operations(graph.graph),
         parameters=inputs.parameters,
         trace_s=trace_s,
         lower_s=time.monotonic() - started,

@@ -97,6 +97,7 @@ def _recipe(config: Config, *, job: Job, model: nn.Module) -> Recipe:
         clip_norm=config.grad_clip_norm,
         accumulate=config.accumulate_steps,
         remat=config.remat == "layers",
+        scan_layers=config.scan_layers,
         seed=config.seed,
         passes=config.backend.passes,
     )

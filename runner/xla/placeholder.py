@@ -16,6 +16,7 @@ from torch_xla.core import xla_builder
 
 from runner.xla.binding import binding
 from runner.xla.program import OutputPlan, numbers_as_constants
+from runner.xla.scan import all_nodes
 from runner.xla.scopes import ScopedNodes, named_operations
 
 Graph = Callable[..., Sequence["Tensor | None"]]
@@ -105,11 +106,11 @@ class NumberedNodes(ScopedNodes):
         graph: The graph.
 
     Attributes:
-        nodes: The nodes by number.
+        nodes: The nodes by number, those of loops' bodies among them.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        self.nodes = list(graph.graph.nodes)
+        self.nodes = list(all_nodes(graph.graph))
         numbers = {node: number for number, node in enumerate(self.nodes)}
         super().__init__(graph, scope_of=lambda node: f"node{numbers[node]}")
 

@@ -78,7 +78,7 @@ class Passes:
         """Runs the graph passes over a functional graph."""
         for name, improve in GRAPH_PASSES.items():
             if name in self._on:
-                self._made[name] = improve(graph.graph)
+                self._made[name] = self._made.get(name, 0) + improve(graph.graph)
         graph.recompile()
 
     @property

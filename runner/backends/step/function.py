@@ -6,38 +6,42 @@ where the tensors live.
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
 
 from runner.backends.base import Batch, Metrics, Recipe, dealt, masked_sums
 from runner.backends.optimizer import initial_state
 from runner.backends.passes.pipeline import Passes
 from runner.backends.step.cpu_norms import WHOLE_NORMS, Decompositions
+from runner.backends.step.layers import run_by
 from runner.backends.step.layout import is_small, lay, stand
 from runner.backends.step.optimizer import FunctionalOptimizer
 from runner.backends.step.remat import Remat
+from runner.backends.step.scan import Scan
+from runner.backends.step.stacks import Carried, Stacks, apart, find_stacks
 
 
 class _Objective(nn.Module):
     """Loss or metrics as a module's forward, so that `functional_call` can lend it tensors."""
 
-    def __init__(self, recipe: Recipe, device_type: str, remat: Remat) -> None:
+    def __init__(self, recipe: Recipe, device_type: str, run: Remat | Scan | None) -> None:
         super().__init__()
         self.model = recipe.model
         self._recipe = recipe
         self._device_type = device_type
-        self._remat = remat
+        self._run = run
 
     def forward(self, batch: Batch, mask: Tensor | None) -> Tensor | Metrics:
         with self._recipe.autocast_on(self._device_type):
             if mask is not None:
-                return masked_sums(self._recipe.evaluate(self.model, batch), mask)
-            with self._remat.layers() if self._recipe.remat else contextlib.nullcontext():
+                with run_by(self._run if self._recipe.scan_layers else None):
+                    return masked_sums(self._recipe.evaluate(self.model, batch), mask)
+            with run_by(self._run):
                 return self._recipe.loss(self.model, batch)
 
 
@@ -73,41 +77,61 @@ class StepFunction:
         pack: bool = True,
         decomposed: Decompositions = WHOLE_NORMS,
     ) -> None:
-        self._recipe = recipe
+        self._recipe, self._device_type = recipe, device_type
         self.pack, self.decomposed = pack, decomposed
         self.passes = Passes(recipe.passes)
         self.batch_names: list[str] = []
-        remat = Remat(self.passes.parameters)
-        self._objective = _Objective(recipe, device_type, remat)
+        run: Remat | Scan | None = Remat(self.passes.parameters) if recipe.remat else None
+        self._scan = Scan(self.passes, decomposed=decomposed) if recipe.scan_layers else None
+        self._objective = _Objective(recipe, device_type, self._scan or run)
         optimizer = recipe.make_optimizer(recipe.model)
-        first = initial_state(optimizer)
-        self.functional = FunctionalOptimizer(optimizer, first)
-        named = dict(recipe.model.named_parameters())
+        named, buffers = dict(recipe.model.named_parameters()), dict(recipe.model.named_buffers())
         name_of: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
-        trainable = [name_of[parameter] for parameter in self.functional.parameters]
-        frozen = [name for name in named if name not in set(trainable)]
-        buffers = dict(recipe.model.named_buffers())
-        self.names = [*trainable, *frozen, *buffers]
-        self.trainable = len(trainable)
-        self._buffers = len(buffers)
+        self._apart = FunctionalOptimizer(optimizer, initial_state(optimizer))
+        trained = [name_of[parameter] for parameter in self._apart.parameters]
+        frozen = [name for name in named if name not in set(trained)]
+        self._stacks = self._stacked(named) if recipe.scan_layers else Stacks({})
+        rows = [self._stacks.members(name) for name in self._stacks.collapsed(trained)]
+        self.functional = self._apart.stacked([[named[m] for m in row] for row in rows])
+        kinds = [self._stacks.collapsed(names) for names in (trained, frozen, buffers)]
+        self.trainable, self._buffers = len(kinds[0]), len(kinds[2])
+        self.names = [name for names in kinds for name in names]
         values = {**named, **buffers}
-        states = list(first.values())
-        self.initial: list[Tensor] = [values[name].detach() for name in self.names]
-        self.initial += [states[slot.parameter][slot.key] for slot in self.functional.slots]
+        self.initial = [self._stacks.value(name, values) for name in self.names]
+        self.initial += self.functional.state
         self.groups = len(optimizer.param_groups)
         self.metric_names: list[str] = []
         self.lr_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
     @property
-    def state_names(self) -> list[tuple[str, str]]:
-        """Group and name of every carried tensor, in order: see `TrainState`."""
+    def carried(self) -> list[Carried]:
+        """What every carried tensor is, in order."""
         model = len(self.names) - self._buffers
         kinds = ["params"] * model + ["buffers"] * self._buffers
-        slots = [
-            ("optimizer", f"{self.names[slot.parameter]}/{slot.key}")
-            for slot in self.functional.slots
+        found = [
+            Carried(kind, self._stacks.members(name), name)
+            for kind, name in zip(kinds, self.names, strict=True)
         ]
-        return [*zip(kinds, self.names, strict=True), *slots]
+        for slot in self.functional.slots:
+            members = found[slot.parameter].members
+            name = f"{self.names[slot.parameter]}/{slot.key}"
+            found.append(Carried("optimizer", tuple(f"{m}/{slot.key}" for m in members), name))
+        return found
+
+    def _stacked(self, named: Mapping[str, Tensor]) -> Stacks:
+        """What can be carried in stacks: buffers, and parameters that are trained alike."""
+        places = {parameter: place for place, parameter in enumerate(self._apart.parameters)}
+        device = torch.device(self._device_type)
+
+        def alike(members: Sequence[str]) -> bool:
+            own = [named[name] for name in members if name in named]
+            ours = [places[parameter] for parameter in own if parameter in places]
+            if len(ours) in (0, len(own)):
+                return not ours or self._apart.may_stack(ours, device)
+            return False
+
+        found = find_stacks(self._recipe.model)
+        return Stacks({name: own for name, own in found.items() if alike(own)})
 
     @property
     def groups_of(self) -> list[int]:
@@ -140,14 +164,18 @@ class StepFunction:
                 alike[slot.key, value.dtype, value.item()].append(position)
         return list(alike.values())
 
-    def publish(self, values: Sequence[Tensor]) -> None:
+    def publish(self, values: Sequence[Tensor]) -> Optimizer:
         """Puts host values of the carried tensors into the model and the optimizer."""
-        model, held = self._recipe.model, len(self.names)
-        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        groups = apart(self.carried, values)
+        model = self._recipe.model
         with torch.no_grad():
-            for name, value in zip(self.names, values[:held], strict=True):
-                own[name].copy_(value)
-        self.functional.publish(values[held:])
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                tensor.copy_({**groups["params"], **groups["buffers"]}[name])
+        name_of: dict[Tensor, str] = {parameter: n for n, parameter in model.named_parameters()}
+        names = [name_of[parameter] for parameter in self._apart.parameters]
+        state = groups["optimizer"]
+        self._apart.publish([state[f"{names[s.parameter]}/{s.key}"] for s in self._apart.slots])
+        return self._apart.optimizer
 
     def __call__(self, *flat: Tensor) -> list[Tensor | None]:
         """One step."""
@@ -207,10 +235,24 @@ class StepFunction:
         self, values: dict[str, Tensor], batch: Sequence[Tensor], mask: Tensor | None = None
     ) -> Tensor | Metrics:
         """The objective with the model's tensors lent; buffers that it changes come back."""
-        lent = {f"model.{name}": tensor for name, tensor in values.items()}
+        lent: dict[str, Tensor] = {}
+        stacks: dict[str, tuple[Tensor, ...]] = {}
+        for name, tensor in values.items():
+            members = self._stacks.members(name)
+            if len(members) > 1:
+                stacks[name] = tensor.unbind()
+            each = stacks.get(name, (tensor,))
+            lent.update((f"model.{m}", one) for m, one in zip(members, each, strict=True))
+        if self._scan is not None:
+            self._scan.hold([(values[name], layers) for name, layers in stacks.items()])
         named = dict(zip(self.batch_names, batch, strict=True))
         result: Tensor | Metrics = functional_call(self._objective, lent, (named, mask))
-        values.update((name, lent[f"model.{name}"]) for name in values)
+        after = {name.removeprefix("model."): tensor for name, tensor in lent.items()}
+        for name in values:
+            new = [after[member] for member in self._stacks.members(name)]
+            old = stacks.get(name, ())
+            if not old or any(a is not b for a, b in zip(new, old, strict=True)):
+                values[name] = self._stacks.value(name, after)
         return result
 
     def _clip(self, gradients: list[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from runner.backends.optimizer import independent, known_options, lent
+from runner.backends.step.elementwise import is_elementwise
 from runner.backends.step.numbers import TensorsAsNumbers, traced_extrema
+from runner.backends.step.trace import fake_inputs, trace_unwritten
 
 # foreach and fused only say how an eager step launches its kernels.
 _TRACED = {"capturable": True, "differentiable": False, "foreach": False, "fused": False}
@@ -69,6 +71,7 @@ class FunctionalOptimizer:
         """
         self.optimizer = optimizer
         self._state = state
+        self._stackable: dict[object, bool] = {}
         self.parameters = list(state)
         self.slots = [
             StateSlot(index, key)
@@ -76,6 +79,55 @@ class FunctionalOptimizer:
             for key, value in values.items()
             if isinstance(value, torch.Tensor)
         ]
+
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """The first values of `self.slots`."""
+        states = list(self._state.values())
+        return [states[slot.parameter][slot.key] for slot in self.slots]
+
+    def stacked(self, stacks: Sequence[Sequence[torch.Tensor]]) -> FunctionalOptimizer:
+        """The same optimizer, of which some parameters lie on each other as [layers, ...].
+
+        The first of such parameters stands for all; of their scalars one is kept.
+
+        Args:
+            stacks: Parameters that `may_stack` approved of; one alone is left as it is.
+        """
+        found = {parameter: dict(own) for parameter, own in self._state.items()}
+        for members in stacks:
+            states = [found[member] for member in members]
+            for member in members[1:]:
+                del found[member]
+            for key, value in states[0].items():
+                if len(members) > 1 and isinstance(value, torch.Tensor) and value.dim():
+                    states[0][key] = torch.stack([own[key] for own in states])
+        return FunctionalOptimizer(self.optimizer, found)
+
+    def may_stack(self, indices: Sequence[int], device: torch.device) -> bool:
+        """Whether parameters of one shape can be updated as one tensor.
+
+        So it is where they are in one group, and each element is updated alone, and all alike.
+
+        Args:
+            indices: Which of `self.parameters`.
+            device: Where they are updated.
+        """
+        groups = {self.group_of(index) for index in indices}
+        if not self.independent or len(groups) > 1:
+            return False
+        first, (group,) = indices[0], groups
+        parameter = self.parameters[first]
+        state = [s for s in self._state[parameter].values() if isinstance(s, torch.Tensor)]
+        kind = (group, tuple((one.dim() == 0, one.dtype) for one in state))
+        if any(one.dim() and one.shape != parameter.shape for one in state):
+            return False
+        if kind not in self._stackable:
+            rate = torch.zeros(())
+            examples = fake_inputs([parameter, parameter, rate, *state], device)
+            graph = trace_unwritten(lambda *flat: self.step_one(first, flat), examples)
+            self._stackable[kind] = is_elementwise(graph, parameter.shape)
+        return self._stackable[kind]
 
     def step(
         self,

@@ -15,6 +15,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
+from runner.backends.step.elementwise import is_elementwise
 from runner.backends.step.layout import is_small, lay, lying_order, standing_order
 from runner.backends.step.sharing import GraphBuilder
 from runner.backends.step.trace import trace_unwritten
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 GraphModule = torch.fx.GraphModule
 Node = torch.fx.Node
-
-_COPIES = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default}
 
 
 class _Update(NamedTuple):
@@ -163,7 +162,7 @@ class Updates:
             graph = trace_unwritten(
                 lambda *flat: self._traced.functional.step_one(first, flat), examples
             )
-            update = _Update(graph, elementwise=_elementwise(graph, shape))
+            update = _Update(graph, elementwise=is_elementwise(graph, shape))
             self._kinds[shared if update.elementwise else own] = update
         return update
 
@@ -189,16 +188,3 @@ def _part(builder: GraphBuilder, node: Node, *, shapes: Sequence[torch.Size]) ->
         piece = builder.call(aten.slice.Tensor, node, 0, start, ends)
         pieces.append(builder.call(aten.reshape.default, piece, list(shape)))
     return pieces
-
-
-def _elementwise(graph: GraphModule, shape: torch.Size) -> bool:
-    """Whether a graph treats each element of its tensors of one shape alone, and all alike."""
-    for node in graph.graph.nodes:
-        if node.op == "call_function":
-            tags = getattr(node.target, "tags", ())
-            alone = torch.Tag.pointwise in tags or node.target in _COPIES
-            if not alone or torch.Tag.nondeterministic_seeded in tags:
-                return False
-            if node.meta["val"].shape not in (shape, torch.Size(())):
-                return False
-    return True
