@@ -335,10 +335,21 @@ def _on_xla(
         results = graph(*flat) if run is None else run(graph, flat)
         return results[: len(carry)], results[len(carry) :]
 
-    after, outputs = scan(
-        one_round, carry, inputs=inputs, constants=constants, seeds=seeds, reverse=reverse
-    )
-    return [*after, *outputs]
+    with _views_as_operations():
+        after, outputs = scan(
+            one_round, carry, inputs=inputs, constants=constants, seeds=seeds, reverse=reverse
+        )
+    return [torch._from_functional_tensor(tensor) for tensor in (*after, *outputs)]
+
+
+@contextlib.contextmanager
+def _views_as_operations() -> Iterator[None]:
+    """Within an operation, as outside of it: views are functional, not gathers by their strides."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    included = torch._C._dispatch_tls_local_include_set()
+    excluded = excluded.remove(torch._C.DispatchKey.Functionalize)
+    with torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield
 
 
 def _described(
