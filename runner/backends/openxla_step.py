@@ -64,7 +64,8 @@ class OpenXlaStep(Backend):
         labelled: bool = False,
         sharding: Sharding = ONE_DEVICE,
     ) -> None:
-        self._labels = Labels(recipe.model) if labelled else Unlabelled()
+        scanned = recipe.scan_layers
+        self._labels = Labels(recipe.model, scanned=scanned) if labelled else Unlabelled()
         super().__init__(self._labels.on(recipe), log=log, steps_per_call=steps_per_call)
         self._placement = open_placement(sharding)
         self.device = self._placement.device

@@ -9,6 +9,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
+from runner.preflight.hlo import own_name
+
 _ALLOCATION = re.compile(r"^allocation (\d+): size (\d+)(.*)$")
 _VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)\S* @\d+> \(size=(\d+),offset=(\d+)\): (\S+)")
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -133,7 +135,7 @@ def _reported(text: str) -> Allocation:
         kind=fields.get("Allocation type", "temporary"),
         bytes=size(fields.get("Size", "0")),
         shape=fields.get("Shape", ""),
-        what=name[1] if name else fields.get("XLA label", "").partition(" = ")[0],
+        what=own_name(name[1]) if name else fields.get("XLA label", "").partition(" = ")[0],
         source=f"{file[1]}:{file[2]}" if file else "",
     )
 

@@ -40,6 +40,15 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 _NAME = re.compile(r"%([\w.\-]+)")
 
 
+def own_name(op_name: str) -> str:
+    """The name of an operation without those of what it is called by.
+
+    In a loop that is `.../call.<number>/<own name>`; what the loop itself does has the loop's.
+    """
+    name = re.sub(r"^.*/call\.\d+/", "", op_name)
+    return re.sub(r"/scan/[\w\-]+\.\d+$", "/scan", name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Array:
     """One array of a shape.
@@ -138,9 +147,9 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The name in its metadata, or ""."""
+        """The name in its metadata, or "": see `own_name`."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
-        return found[1] if found else ""
+        return own_name(found[1]) if found else ""
 
     @property
     def source(self) -> str:

@@ -315,6 +315,8 @@ def _set_result_attributes(ir: Any, main: Any, results: Sequence[Port]) -> None:
 
 
 _LOCATION = re.compile(r'loc\("([^"]*)"(?:\(#loc\d*\))?\)')
+# Of an inner function's arguments; with two locations the compiler loses the function's own.
+_FUSED = re.compile(r"loc\(fused\[(#loc\d+), #loc\d+\]\)")
 _ARGUMENT = re.compile(r"(%arg(\d+): \S+ )loc\([^()]*(?:\([^()]*\))?\)")
 
 
@@ -329,7 +331,7 @@ def _labelled(text: str, labels: Labels) -> str:
             return f"loc({_quoted(label.name)})"
         return f"loc({_quoted(label.name)}({_quoted(label.file)}:{label.line}:0))"
 
-    return _LOCATION.sub(replaced, text)
+    return _FUSED.sub(r"loc(\1)", _LOCATION.sub(replaced, text))
 
 
 def _arguments_named(text: str, arguments: Sequence[Port]) -> str:

@@ -133,7 +133,7 @@ def trace(
     target = device.open_device()
     with FakeTensorMode() as mode, DescribedState():
         model = without_data(recipe.model, mode).train()
-        origins = Origins(model)
+        origins = Origins(model, scanned=recipe.scan_layers)
         described = dataclasses.replace(
             recipe,
             model=model,

@@ -41,7 +41,7 @@ class Rewriting(TorchFunctionMode):
         kwargs = kwargs or {}
         if _is_opened(func):
             with self:
-                return _opened(func)(*args, **kwargs)
+                return opened(func)(*args, **kwargs)
         run = func
         for rewrite in self._of.get(func, ()):
             run = functools.partial(rewrite, run)
@@ -55,7 +55,7 @@ def _is_opened(func: Any) -> bool:
 
 
 @functools.cache
-def _opened(func: types.FunctionType) -> Function:
+def opened(func: types.FunctionType) -> Function:
     """A function of torch's that does not hand itself to the active modes, but its calls."""
     names = {**func.__globals__, **dict.fromkeys(_ASKS, lambda *_: False)}
     made = types.FunctionType(

@@ -37,10 +37,11 @@ class Labels(Unlabelled):
 
     Args:
         model: The module whose parts are named.
+        scanned: Whether its layers that repeat are: see `Origins`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._origins = Origins(model)
+    def __init__(self, model: nn.Module, *, scanned: bool) -> None:
+        self._origins = Origins(model, scanned=scanned)
 
     def on(self, recipe: Recipe) -> Recipe:
         """See `Unlabelled`."""

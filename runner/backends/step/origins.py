@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -20,6 +21,9 @@ from torch import Tensor, fx, nn
 from torch.fx import traceback as fx_traceback
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
+
+from runner.backends.passes.mode import opened
+from runner.backends.step.stacks import find_layers
 
 _RUNNER = str(pathlib.Path(__file__).parents[2])
 _NOT_THE_USERS = (str(pathlib.Path(torch.__file__).parent), _RUNNER, "<")
@@ -59,14 +63,18 @@ class Origins(TorchFunctionMode):
 
     Args:
         model: The module whose parts are named.
+        scanned: Whether layers that repeat have one name, since one is traced for all.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, scanned: bool = False) -> None:
         super().__init__()
         self._names = {id(module): name for name, module in model.named_modules()}
+        for whole, layers in (find_layers(model) if scanned else {}).items():
+            for part, module in model.get_submodule(layers[0]).named_modules():
+                self._names[id(module)] = f"{whole}.{part}".removesuffix(".")
         self._modules: list[str] = []
-        self._numbers: list[int] = []
-        self._made: list[Origin] = []
+        # Autograd numbers what it records in each thread anew; it runs backward passes in others.
+        self._recorded = threading.local()
         self._phase = "step"
 
     @contextlib.contextmanager
@@ -84,13 +92,11 @@ class Origins(TorchFunctionMode):
                 hook.remove()
 
     def loss(self, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`loss`, its operations known as the forward pass and its gradients as backward."""
+        """`loss`, its operations known as the forward pass."""
 
         def recorded_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
             with self._in_phase("forward"):
-                value = loss(model, batch)
-                self._follow_backward(value)
-            return value
+                return loss(model, batch)
 
         return recorded_loss
 
@@ -109,16 +115,28 @@ class Origins(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.autograd.grad:
-            with self._in_phase("backward"):
-                return func(*args, **(kwargs or {}))
+            self._follow_backward([args[0]] if isinstance(args[0], Tensor) else args[0])
+            # Layers that are computed again, and their gradients, come in here.
+            with self._in_phase("backward"), self:
+                return opened(func)(*args, **(kwargs or {}))
+        if self._phase == "backward":  # marked by what autograd runs
+            return func(*args, **(kwargs or {}))
         origin = self._here(sys._getframe(1))
         _mark(origin)
         before = _sequence_number()
         result = func(*args, **(kwargs or {}))
         if _sequence_number() > before:
-            self._numbers.append(before)
-            self._made.append(origin)
+            numbers, made = self._record()
+            numbers.append(before)
+            made.append(origin)
         return result
+
+    def _record(self) -> tuple[list[int], list[Origin]]:
+        """First numbers of what autograd recorded in this thread, and where that came from."""
+        if not hasattr(self._recorded, "lists"):
+            self._recorded.lists = [], []
+        found: tuple[list[int], list[Origin]] = self._recorded.lists
+        return found
 
     def _here(self, frame: FrameType | None) -> Origin:
         file, line = "", 0
@@ -141,9 +159,9 @@ class Origins(TorchFunctionMode):
             self._phase = "backward"
         _mark(self._here(sys._getframe(1)))
 
-    def _follow_backward(self, loss: Tensor) -> None:
+    def _follow_backward(self, outputs: Sequence[Tensor]) -> None:
         """Marks what autograd will run for each operation that it has recorded."""
-        waiting, seen = [loss.grad_fn], set()
+        waiting, seen = [output.grad_fn for output in outputs], set()
         while waiting:
             node = waiting.pop()
             if node is None or node in seen:
@@ -153,9 +171,9 @@ class Origins(TorchFunctionMode):
             node.register_prehook(self._backward_of(node))
 
     def _backward_of(self, node: Any) -> Callable[[Any], None]:
-        place = bisect.bisect_right(self._numbers, node._sequence_nr()) - 1
-        made = self._made[place] if place >= 0 else UNKNOWN
-        origin = dataclasses.replace(made, phase="backward")
+        numbers, made = self._record()
+        place = bisect.bisect_right(numbers, node._sequence_nr()) - 1
+        origin = dataclasses.replace(made[place] if place >= 0 else UNKNOWN, phase="backward")
         return lambda _: _mark(origin)
 
     def _set(self, phase: str) -> None:

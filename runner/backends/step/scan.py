@@ -105,6 +105,7 @@ class _Loops:
         self._scan, self._call, self._layers = scan, call, layers
         self.shared, self.drawn = len(shared), 0
         self._drawn_as: pytree.TreeSpec | None = None
+        self._function: LayerFunction | None = None
         with _apart(), FakeTensorMode():
             self._x = _like(x, x.shape)
             self._stacked = [_like(stack, stack.shape[1:]) for stack in stacks]
@@ -115,7 +116,8 @@ class _Loops:
         examples = [self._x, *self._stacked, *self._constants]
 
         def traced(layer: nn.Module, *, keep: bool) -> ScanBody:
-            function = self._function(layer)
+            function = LayerFunction(self._call, layer, self._scan.passes.parameters)
+            self._function = function
 
             def run(x: Tensor, *rest: Tensor) -> list[Tensor]:
                 own = rest[: len(rest) - self.shared]
@@ -141,7 +143,8 @@ class _Loops:
             each = [_like(one, one.shape[1:]) for one in drawn]
         sums = [one for one, asked in zip(self._constants, wanted, strict=False) if asked]
         examples = [self._x, *sums, self._x, *each, *self._stacked, *self._constants]
-        function = self._function(self._layers[0])
+        assert self._function is not None
+        function = self._function
 
         def run(gradient: Tensor, *rest: Tensor) -> list[Tensor]:
             before, (x, *rows) = rest[: len(sums)], rest[len(sums) :]
@@ -165,9 +168,6 @@ class _Loops:
 
         return self._scan.body(run, examples, carried=1 + len(sums))
 
-    def _function(self, layer: nn.Module) -> LayerFunction:
-        return LayerFunction(self._call, layer, self._scan.passes.parameters)
-
 
 class _Scanned(torch.autograd.Function):
     @staticmethod
@@ -181,7 +181,6 @@ class _Scanned(torch.autograd.Function):
         (output,), kept = scanned(body, [x], inputs=stacks, constants=shared, seeds=seeds)
         if keep:
             ctx.loops, ctx.drawn = loops, len(kept) - 1
-            ctx.back = loops.backward(kept[1:], ctx.needs_input_grad[2:])
             ctx.save_for_backward(*kept, *stacks, *shared)
         return output
 
@@ -190,9 +189,10 @@ class _Scanned(torch.autograd.Function):
         loops, wanted = ctx.loops, ctx.needs_input_grad[2:]
         rows = list(ctx.saved_tensors)
         inputs, shared = rows[: len(rows) - loops.shared], rows[len(rows) - loops.shared :]
+        body = loops.backward(inputs[1 : 1 + ctx.drawn], wanted)
         sums = [torch.zeros_like(one) for one, asked in zip(shared, wanted, strict=False) if asked]
         (first, *of_shared), of_stacks = scanned(
-            ctx.back, [*gradients, *sums], inputs=inputs, constants=shared, reverse=True
+            body, [*gradients, *sums], inputs=inputs, constants=shared, reverse=True
         )
         found = iter([*of_shared, *of_stacks])
         rest = [next(found) if asked else None for asked in wanted]

@@ -69,29 +69,40 @@ class Stacks:
         return torch.stack(own) if len(own) > 1 else own[0]
 
 
-def find_stacks(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Names of tensors that lie on each other, by the name of all: `layers.*.weight`.
+def find_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Names of layers that repeat, by the name of all of them: `layers.*`, `layers.1-3`.
 
     Layers are modules with parts of their own, one after the other in a list, of one class and
-    with tensors of the same names, shapes and types. No tensor is in two stacks.
+    with tensors of the same names, shapes and types.
     """
-    uses = Counter(id(t) for _, t in _tensors(model, remove_duplicate=False))
     found: dict[str, tuple[str, ...]] = {}
-    taken: set[str] = set()
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         path = f"{name}." if name else ""
         for _, run in itertools.groupby(module.named_children(), lambda item: _kind(item[1])):
             layers = list(run)
-            if len(layers) < 2 or not any(True for _ in layers[0][1].children()):
-                continue
-            for own, tensor in _tensors(layers[0][1]):
-                members = tuple(f"{path}{child}.{own}" for child, _ in layers)
-                if uses[id(tensor)] == 1 and not taken.intersection(members):
-                    taken.update(members)
-                    span = "*" if len(layers) == len(module) else f"{layers[0][0]}-{layers[-1][0]}"
-                    found[f"{path}{span}.{own}"] = members
+            if len(layers) > 1 and any(True for _ in layers[0][1].children()):
+                whole = len(layers) == len(module)
+                span = "*" if whole else f"{layers[0][0]}-{layers[-1][0]}"
+                found[path + span] = tuple(path + child for child, _ in layers)
+    return found
+
+
+def find_stacks(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Names of tensors that may lie on each other, by the name of all: `layers.*.weight`.
+
+    No tensor is in two stacks, or has two names.
+    """
+    uses = Counter(id(tensor) for _, tensor in _tensors(model, remove_duplicate=False))
+    found: dict[str, tuple[str, ...]] = {}
+    taken: set[str] = set()
+    for whole, layers in find_layers(model).items():
+        for own, tensor in _tensors(model.get_submodule(layers[0])):
+            members = tuple(f"{layer}.{own}" for layer in layers)
+            if uses[id(tensor)] == 1 and not taken.intersection(members):
+                taken.update(members)
+                found[f"{whole}.{own}"] = members
     return found
 
 
