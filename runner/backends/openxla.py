@@ -21,6 +21,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from runner.backends.base import Batch, Metrics, Recipe
 from runner.backends.compiles import CompileLog, Watch
+from runner.backends.dropout import DROPOUT
 from runner.backends.lazy import XlaInPlaceBackend
 from runner.xla import counters, device
 from runner.xla.bridge import CompiledGraph, extract
@@ -86,6 +87,7 @@ def openxla_for(log: CompileLog) -> Compiler:
         fw_compiler=_boxed(log, "forward"),
         bw_compiler=_boxed(log, "backward"),
         inference_compiler=_boxed(log, "eval"),
+        decompositions=dict(DROPOUT),
     )
     return compiler
 

@@ -19,6 +19,7 @@ from torch_xla.utils.buffer_donor_context import alias_with_buffer_donor_config
 from runner.record.errors import BackendError
 from runner.xla.binding import binding, torch_xla
 from runner.xla.binding import xla_model as xm
+from runner.xla.seeds import is_seed, read_by
 
 Flat = Sequence[torch.Tensor]
 
@@ -91,7 +92,7 @@ class Program:
             outputs = _trace_outputs(graph, inputs, seeds)
             plan = OutputPlan(outputs, inputs)
             _release_unchanged(inputs, plan.unchanged)
-            ids, values = binding._get_tensors_xla_device_data_node(plan.results)
+            ids, values = read_by(plan.results)
             ir_s = time.monotonic() - started
             self.facts = _compile(plan.results, ids=ids, values=values, ir_s=ir_s)
         self._run = binding._run_cached_graph
@@ -162,13 +163,12 @@ class _Binding:
         self, inputs: Flat, *, ids: Sequence[int], values: Sequence[torch.Tensor], seeds: int
     ) -> None:
         positions = {binding._xla_get_tensor_id(tensor): i for i, tensor in enumerate(inputs)}
-        seed_id = binding._get_seed_info_id()
         self.constants: list[torch.Tensor] = []
         self.order: list[int] = []
         for tensor_id, value in zip(ids, values, strict=True):
             if tensor_id in positions:
                 self.order.append(positions[tensor_id])
-            elif tensor_id == seed_id:
+            elif is_seed(tensor_id):
                 self.order.append(len(inputs) + self._seed_number(value, seeds))
             else:
                 self.order.append(len(inputs) + seeds + len(self.constants))

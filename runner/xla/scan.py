@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from torch_xla.core import xla_builder as untyped
 
 from runner.xla.binding import binding
+from runner.xla.seeds import is_seed, read_by, still_seed
 
 xla_builder: Any = untyped
 Op: Any = xla_builder.Op
@@ -156,6 +157,7 @@ class _Traced:
         self._seed = _seed_number(context, made)
         known = {*numbers, self._seed}
         found: dict[int, Tensor] = context.device_parameter_id_tensor_mapping()
+        still_seed(one for number, one in found.items() if number == self._seed)
         brought = {number: one for number, one in found.items() if number not in known}
         self.hoisted = [one.to(places[0].device) for one in brought.values()]
         self._numbers = [*numbers, *brought]
@@ -179,11 +181,11 @@ class _Traced:
 
 def _seed_number(context: Any, results: Sequence[Tensor]) -> int | None:
     """The number of the parameter that random operations begin with, if there are any."""
-    ids, values = binding._get_tensors_xla_device_data_node(list(results))
-    seed = binding._get_seed_info_id()
-    if seed not in ids:
-        return None
-    return int(context.tensor_parameter_id(values[ids.index(seed)]))
+    ids, values = read_by(list(results))
+    for tensor_id, value in zip(ids, values, strict=True):
+        if is_seed(tensor_id):
+            return int(context.tensor_parameter_id(value))
+    return None
 
 
 def _placeholder(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -88,12 +88,14 @@ class Case:
     rate: float
     ways: tuple[str, ...] = ("data", "fsdp")
     remat: bool = False
+    scan_layers: bool = False
 
 
 CASES = {
     "resnet": Case(resnet, images, sgd, RESNET_RATE),
     "gpt": Case(gpt, tokens, adamw, 1e-3),
     "gpt-remat": Case(gpt, tokens, adamw, 1e-3, ways=("fsdp",), remat=True),
+    "gpt-scanned": Case(gpt, tokens, adamw, 1e-3, remat=True, scan_layers=True),
 }
 
 
@@ -102,7 +104,14 @@ def started(name: str, mesh: Mesh, records: list[GraphRecord]) -> OpenXlaStep:
     case = CASES[name]
     job = case.job()
     torch.manual_seed(0)
-    recipe = Recipe(job.build(), job.loss, job.evaluate, case.optimizer, remat=case.remat)
+    recipe = Recipe(
+        job.build(),
+        job.loss,
+        job.evaluate,
+        case.optimizer,
+        remat=case.remat,
+        scan_layers=case.scan_layers,
+    )
     backend = build(
         "openxla_step",
         recipe,
@@ -146,11 +155,11 @@ def running_variances(backend: OpenXlaStep) -> dict[str, float]:
 
 def state_bytes(backend: OpenXlaStep, devices: int) -> dict[str, Any]:
     """Bytes of parameters and optimizer state that can be split: in all, and on each device."""
-    names, layout = backend._function.state_names, backend._layout
+    carried, layout = backend._function.carried, backend._layout
     assert layout is not None
     divisible = []
     for tensor, positions in zip(backend._carried, layout.held, strict=True):
-        state = all(names[position][0] != "buffers" for position in positions)
+        state = all(carried[position].group != "buffers" for position in positions)
         if state and any(size % devices == 0 for size in tensor.shape):
             divisible.append(tensor)
     return {

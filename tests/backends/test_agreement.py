@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tests.backends import problems
 
@@ -75,6 +79,35 @@ def test_evaluation_counts_only_unmasked_examples_and_changes_nothing(name: str)
     assert got == expected
     after = problems.host(backend.state(0).buffers)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+class Dropped(nn.Module):
+    """Weights of which half are dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.dropout(self.weight, 0.5, self.training)
+
+
+@pytest.mark.parametrize("name", XLA)
+def test_gradients_through_dropout_are_those_of_what_it_kept(name: str) -> None:
+    """Along its own direction, a small step changes the loss by what the gradient says.
+
+    torch_xla's own gradient of dropout is larger, by 1 / (1 - p).
+    """
+    work = dataclasses.replace(
+        problems.recipe(),
+        model=Dropped(),
+        loss=lambda model, batch: (model(batch["image"]) - 1).square().mean(),
+    )
+    backend, rate = problems.start(name, work), 1e-3
+    placed = [backend.place(problems.batch(0)) for _ in range(2)]
+    seen = [backend.train_step(each, step=0, lr=rate) for each in placed]
+    before, after = (metrics["loss"].item() for metrics in seen)
+    assert (before - after) / rate == pytest.approx(seen[0]["grad_norm"].item() ** 2, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["eager", *XLA])

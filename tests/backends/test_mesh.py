@@ -85,6 +85,19 @@ def test_layers_computed_again_give_the_losses_of_one_device_that_keeps_them(dev
 
 
 @each_way
+@over_meshes
+def test_layers_in_a_loop_give_the_losses_of_one_device_that_has_none(
+    devices: int, way: str
+) -> None:
+    scanned = trained(devices)[f"gpt-scanned {way}"]
+    assert scanned["losses"] == pytest.approx(losses("gpt", "data", 1), rel=1e-5)
+    assert set(scanned["programs"][1:]) == {1}
+    assert set(scanned["compiles"]) == {scanned["compiles"][0]}
+    share = scanned["divisible"] // (devices if way == "fsdp" else 1)
+    assert scanned["held"] == [share] * devices
+
+
+@each_way
 @each_job
 @over_meshes
 def test_a_step_is_one_program_compiled_once(devices: int, job: str, way: str) -> None:

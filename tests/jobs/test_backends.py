@@ -48,12 +48,12 @@ def images(step: int) -> dict[str, Tensor]:
 
 
 def vit() -> Job:
-    settings = {"patch": 4, "depth": 1, "width": 16, "heads": 2, "dropout": 0.0}
+    settings = {"patch": 4, "depth": 2, "width": 16, "heads": 2, "dropout": 0.0}
     facts = {"classes": 10, "channels": 1, "image_size": 8}
     return ViT({**settings, "label_smoothing": 0.1, "position_std": 1.0}, facts)
 
 
-SIZES = {"preset": "tiny", "vocabulary": None, "depth": 1, "width": 16, "heads": 4}
+SIZES = {"preset": "tiny", "vocabulary": None, "depth": 2, "width": 16, "heads": 4}
 
 
 def llama() -> Job:
@@ -96,7 +96,7 @@ TINY = {
 
 @functools.cache
 def trained(
-    name: str, backend_name: str, *, remat: bool = False
+    name: str, backend_name: str, *, remat: bool = False, scan_layers: bool = False
 ) -> tuple[list[float], dict[str, float], Tensor]:
     """Losses of two steps, then the held-out metrics of a batch and what is predicted of it."""
     tiny = TINY[name]
@@ -108,6 +108,7 @@ def trained(
         evaluate=job.evaluate,
         make_optimizer=lambda model: torch.optim.AdamW(job.parameter_groups(model), lr=1e-3),
         remat=remat,
+        scan_layers=scan_layers,
     )
     backend = problems.start(backend_name, recipe)
     losses = [
@@ -136,6 +137,14 @@ def test_losses_and_metrics_agree_with_eager(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_losses_are_the_same_with_layers_computed_again(name: str) -> None:
-    losses, metrics, _ = trained(name, "eager")
+    losses, _, _ = trained(name, "eager")
     assert trained(name, "openxla_step", remat=True)[0] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_losses_and_metrics_are_the_same_with_layers_in_a_loop(name: str) -> None:
+    losses, metrics, _ = trained(name, "eager")
+    got = trained(name, "openxla_step", remat=True, scan_layers=True)
+    assert got[0] == pytest.approx(losses, rel=1e-5)
+    assert got[1] == pytest.approx(metrics, rel=1e-4)
     assert trained(name, "openxla_step", remat=True)[1] == pytest.approx(metrics, rel=1e-4)

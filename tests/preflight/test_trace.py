@@ -131,7 +131,7 @@ def test_any_optimizers_state_is_described_as_it_is_made(name: str) -> None:
     real = StepFunction(
         dataclasses.replace(work, model=nn.Linear(8, 4, bias=False)), device_type="xla"
     )
-    names = [f"{group}/{key}" for group, key in real.state_names]
+    names = [f"{one.group}/{one.name}" for one in real.carried]
     shared = {other for group in real.equal_scalars(real.initial) for other in group[1:]}
     read = {name for i, name in enumerate(names) if i not in shared}
     assert set(described) <= read

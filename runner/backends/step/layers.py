@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.stack import RunLayers, layers_run_by
+from runner.backends.dropout import kept_share
 from runner.backends.passes.rewrite import Parameters
 from runner.record.errors import ConfigError
 
@@ -131,7 +132,7 @@ class _Called(nn.Module):
 
 
 class _Kept(TorchDispatchMode):
-    """Keeps the results of random operations, in order."""
+    """Keeps the results of random operations, in order; of dropout what was kept, no more."""
 
     def __init__(self, drawn: list[Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -142,7 +143,7 @@ class _Kept(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if _draws(func):
-            self._drawn.append(result)
+            self._drawn.append(result[1] if func is _DROPOUT else result)
         return result
 
 
@@ -156,7 +157,13 @@ class _Replayed(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        return next(self._drawn) if _draws(func) else func(*args, **(kwargs or {}))
+        if not _draws(func):
+            return func(*args, **(kwargs or {}))
+        result = next(self._drawn)
+        return (kept_share(args[0], result, args[1]), result) if func is _DROPOUT else result
+
+
+_DROPOUT = torch.ops.aten.native_dropout.default
 
 
 def _draws(func: Any) -> bool:

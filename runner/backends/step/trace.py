@@ -26,6 +26,7 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from runner.backends.dropout import DROPOUT
 from runner.backends.step.batch_norm import unbias_running_variance
 from runner.backends.step.cpu_norms import WHOLE_NORMS, Decompositions
 from runner.record.errors import BackendError
@@ -44,6 +45,11 @@ _SIGNS = (
     ("data-dependent", "it depends on a tensor's values"),
     ("device type tensor to numpy", "it reads a tensor's memory on the host (numpy)"),
     ("Cannot access data pointer", "it reads a tensor's memory on the host (numpy, data_ptr)"),
+    (
+        "Mixing fake modes",
+        "a layer in a loop reads a tensor that was not handed to it: hand it to "
+        "jobs.stack.run_layers, or have scan_layers=false",
+    ),
     (
         "Please convert all Tensors to FakeTensors",
         "it uses a tensor that is neither parameter, buffer nor batch: register it as a buffer",
@@ -152,6 +158,7 @@ def _pure_copy(
 _DECOMPOSED: dict[torch._ops.OpOverload[..., Any], Callable[..., Any]] = {
     torch.ops.aten.addmm.default: _scaled_addmm,
     torch.ops.aten.copy.default: _pure_copy,
+    **DROPOUT,
 }
 
 
