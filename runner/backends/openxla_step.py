@@ -34,6 +34,7 @@ from runner.backends.step.stacks import apart, partitions, pieces_apart, togethe
 from runner.backends.step.trace import fake_inputs, trace_step
 from runner.record.errors import DeviceError
 from runner.xla import counters, device
+from runner.xla.pin import pinned_by
 from runner.xla.program import Program
 from runner.xla.scan import operations, scan
 
@@ -76,7 +77,10 @@ class OpenXlaStep(Backend):
             )
         recipe.model.train()
         self._function = StepFunction(
-            self.recipe, device_type=self.device.type, decomposed=norms_for(sharding)
+            self.recipe,
+            device_type=self.device.type,
+            decomposed=norms_for(sharding),
+            mesh=sharding.mesh,
         )
         shapes = [tensor.shape for tensor in self._function.initial]
         self._partitions = partitions(self._function.carried, shapes, sharding)
@@ -172,7 +176,7 @@ class OpenXlaStep(Backend):
             watch.passes = self._function.passes.made
             watch.nodes = operations(graph.graph)
             watch.hash = hashlib.sha256(graph.code.encode()).hexdigest()[:16]
-            with self._labels.lowered(graph) as run:
+            with self._labels.lowered(graph) as run, pinned_by(self._placement.pinned):
                 self._programs[shapes] = self._bind(run, batch)
         self.log.warmed("step")
         return self._programs[shapes]
@@ -251,7 +255,8 @@ class OpenXlaStep(Backend):
             watch.passes = function.passes.made
             watch.nodes = operations(graph.graph)
             watch.hash = hashlib.sha256(graph.code.encode()).hexdigest()[:16]
-            program = Program(_reading(graph, layout, count=count), [*self._carried, *batch])
+            with pinned_by(self._placement.pinned):
+                program = Program(_reading(graph, layout, count=count), [*self._carried, *batch])
         self.recipe.model.train()
         self._evaluations[shapes] = program, function.metric_names
         return self._evaluations[shapes]

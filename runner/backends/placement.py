@@ -36,6 +36,9 @@ class Placement(Protocol):
     def pin(self, tensors: Sequence[Tensor], partitions: Sequence[Partition]) -> None:
         """Fix how a program's results lie: as the inputs that they replace."""
 
+    def pinned(self, tensor: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """A traced tensor, made to lie along `axes` with its first dimension."""
+
     def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Whole copies on the host.
 
@@ -69,6 +72,10 @@ class OneDevice:
 
     def pin(self, tensors: Sequence[Tensor], partitions: Sequence[Partition]) -> None:
         """See `Placement.pin`; there is one place only."""
+
+    def pinned(self, tensor: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """See `Placement.pinned`."""
+        return tensor
 
     def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """See `Placement.to_host`."""
@@ -112,6 +119,12 @@ class OnMesh:
         """See `Placement.pin`."""
         for tensor, partition in zip(tensors, partitions, strict=True):
             self._mesh.pin(tensor, partition)
+
+    def pinned(self, tensor: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """See `Placement.pinned`; a product, as an input of the program would be moved."""
+        product = tensor * 1
+        self._mesh.pin(product, (axes, *(() for _ in tensor.shape[1:])))
+        return product
 
     def to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """See `Placement.to_host`."""

@@ -15,6 +15,10 @@ _ALLOCATION = re.compile(r"^allocation (\d+): size (\d+)(.*)$")
 _VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)\S* @\d+> \(size=(\d+),offset=(\d+)\): (\S+)")
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _USED = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm\.")
+_SINGLE = re.compile(
+    r"Allocation \(size=(\d+)\) would exceed memory \(size=(\d+)\) :: #\S+ \[shape = '([^']*)'"
+    r".*?tag = '([^@']*)"
+)
 _PART = re.compile(r"^    ([A-Za-z]\w*(?: \w+)*) +([\d.]+[BKMGT])", re.M)
 _OUTPUTS = re.compile(r"Output size ([\d.]+[BKMGT]); shares ([\d.]+[BKMGT]) with arguments")
 
@@ -109,6 +113,10 @@ def _made(
 
 def overflow(report: str) -> Overflow | None:
     """The numbers of a report of too much memory, or None if it is not such a report."""
+    single = _SINGLE.search(report)
+    if single is not None:
+        one = Allocation("temporary", int(single[1]), single[3], single[4], "")
+        return Overflow(int(single[2]), 0, 0, 0, one.bytes, 0, [one])
     used = _USED.search(report)
     if used is None:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import heapq
 import math
 import re
@@ -90,26 +91,47 @@ def flops(module: Module, place: PlaceOf) -> dict[Place, float]:
     """FLOPs of convolutions and matrix products, as `torch.utils.flop_counter` counts them.
 
     Args:
-        module: A program. An optimized one may compute more: zeros, or things twice.
+        module: A program before optimization.
         place: From an operation's name to its place.
     """
     counted: collections.defaultdict[Place, float] = collections.defaultdict(float)
-    for computation, times in module.runs():
-        for inside in _fused(computation, module):
-            for instruction in inside.live():
-                count = _flops(instruction, inside)
-                if count:
-                    counted[place(instruction.op_name)] += times * count
+    for instruction, inside, times in _products(module):
+        count = _flops(instruction, inside, positions=_dense_positions)
+        counted[place(instruction.op_name)] += times * count
     return dict(counted)
 
 
-def _flops(instruction: Instruction, computation: Computation) -> float:
+def computed_flops(module: Module) -> float:
+    """FLOPs of the convolutions and matrix products of an optimized program, padding left out.
+
+    There a matrix product, too, is a convolution, and where products are many their number is an
+    axis of the window that nearly always lies on padding.
+    """
+    return sum(
+        times * _flops(instruction, inside, positions=_real_positions)
+        for instruction, inside, times in _products(module)
+    )
+
+
+def _products(module: Module) -> Iterator[tuple[Instruction, Computation, int]]:
+    """Every convolution and matrix product, where it is and how often it runs."""
+    for computation, times in module.runs():
+        for inside in _fused(computation, module):
+            for instruction in inside.live():
+                if instruction.opcode in ("convolution", "dot"):
+                    yield instruction, inside, times
+
+
+#: Products along an axis of a window, from the convolution, the axis and the sizes of input and
+#: result there.
+_Positions = Callable[[Instruction, int, int, int], int]
+
+
+def _flops(instruction: Instruction, computation: Computation, *, positions: _Positions) -> float:
     if instruction.opcode == "dot":
         return _dot_flops(instruction, _operand(instruction, 0, computation))
-    if instruction.opcode == "convolution":
-        left, right = (_operand(instruction, i, computation) for i in (0, 1))
-        return _convolution_flops(instruction, left, right)
-    return 0.0
+    left, right = (_operand(instruction, i, computation) for i in (0, 1))
+    return _convolution_flops(instruction, left, right, positions=positions)
 
 
 def _operand(instruction: Instruction, index: int, computation: Computation) -> Array:
@@ -121,12 +143,9 @@ def _dot_flops(dot: Instruction, left: Array) -> float:
     return 2.0 * dot.results[0].elements * math.prod(left.dims[d] for d in contracted)
 
 
-def _convolution_flops(convolution: Instruction, left: Array, right: Array) -> float:
-    """As a dense convolution of the smaller of input and output: neither holes nor full padding.
-
-    Along an axis of a gradient towards a strided convolution's input, say, there are more
-    results than inputs; what lies between the inputs is no work.
-    """
+def _convolution_flops(
+    convolution: Instruction, left: Array, right: Array, *, positions: _Positions
+) -> float:
     sources, result_names = convolution.attribute("dim_labels").split("->")
     left_names, right_names = sources.split("_")
     groups = int(convolution.attribute("batch_group_count") or 1)
@@ -134,14 +153,58 @@ def _convolution_flops(convolution: Instruction, left: Array, right: Array) -> f
     products = 2.0 * left.dims[left_names.index("b")] / groups
     products *= right.dims[right_names.index("i")] * right.dims[right_names.index("o")]
     for axis, name in enumerate(sorted(set(result_names) - {"b", "f"})):
-        positions = min(result.dims[result_names.index(name)], left.dims[left_names.index(name)])
-        products *= positions * _window_size(convolution, axis)
+        results, inputs = result.dims[result_names.index(name)], left.dims[left_names.index(name)]
+        products *= positions(convolution, axis, inputs, results)
     return products
 
 
-def _window_size(convolution: Instruction, axis: int) -> int:
-    sizes = re.search(r"size=([\dx]+)", convolution.braced("window"))
-    return int(sizes[1].split("x")[axis]) if sizes else 1
+def _dense_positions(convolution: Instruction, axis: int, inputs: int, results: int) -> int:
+    """As of a dense convolution of the smaller of input and output: neither holes nor full padding.
+
+    Along an axis of a gradient towards a strided convolution's input, say, there are more
+    results than inputs; what lies between the inputs is no work.
+    """
+    return min(inputs, results) * int(_window(convolution, "size", axis, "1"))
+
+
+def _real_positions(convolution: Instruction, axis: int, inputs: int, results: int) -> int:
+    """Pairs of a result and a place in its window that lie on an input."""
+    return window_pairs(
+        inputs,
+        results,
+        size=int(_window(convolution, "size", axis, "1")),
+        stride=int(_window(convolution, "stride", axis, "1")),
+        before=int(_window(convolution, "pad", axis, "0_0").partition("_")[0]),
+        holes=int(_window(convolution, "lhs_dilate", axis, "1")),
+        spread=int(_window(convolution, "rhs_dilate", axis, "1")),
+    )
+
+
+@functools.cache
+def window_pairs(
+    inputs: int, results: int, *, size: int, stride: int, before: int, holes: int, spread: int
+) -> int:
+    """Result i and place k of the window meet input j where `i * stride + k * spread - before`
+    is `j * holes`."""
+    count = 0
+    for place in range(size):
+        offset = before - place * spread
+        # Of the results from first to last, each `step`-th meets an input.
+        common = math.gcd(stride, holes)
+        if offset % common:
+            continue
+        step = holes // common
+        start = next(i for i in range(step) if (i * stride - offset) % holes == 0)
+        low = max(0, -(-offset // stride))
+        high = min(results - 1, (offset + (inputs - 1) * holes) // stride)
+        first = low + (start - low) % step
+        count += max(0, (high - first) // step + 1)
+    return count
+
+
+def _window(convolution: Instruction, key: str, axis: int, default: str) -> str:
+    found = re.search(rf"(?:^|\s){key}=([\w\-]+)", convolution.braced("window"))
+    return found[1].split("x")[axis] if found else default
 
 
 def kernel_flops(module: Module) -> float:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from runner.backends.sharding import Partition
 from runner.config.parallel import Mesh
-from runner.preflight.trace import Argument
+
+if TYPE_CHECKING:
+    from runner.preflight.trace import Argument
 
 
 def shardings(

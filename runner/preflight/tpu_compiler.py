@@ -278,6 +278,7 @@ def stablehlo(source: Source) -> str:
         main.attributes["sym_visibility"] = ir.StringAttr.get("public")
         main.arg_attrs = ir.ArrayAttr.get([_attributes(ir, port) for port in source.arguments])
         _set_result_attributes(ir, main, source.results)
+        module.operation.walk(lambda operation: _pinned(ir, operation))
         return str(module.operation.get_asm(enable_debug_info=True))
 
 
@@ -306,6 +307,18 @@ def _attributes(ir: Any, port: Port) -> Any:
     if port.sharding:
         attributes["mhlo.sharding"] = ir.StringAttr.get(port.sharding)
     return ir.DictAttr.get(attributes)
+
+
+def _pinned(ir: Any, operation: Any) -> Any:
+    """Turns the text of a call of "Sharding" into what the partitioner reads."""
+    attributes = operation.attributes
+    if (
+        operation.name == "stablehlo.custom_call"
+        and attributes["call_target_name"].value == "Sharding"
+    ):
+        attributes["mhlo.sharding"] = attributes["backend_config"]
+        attributes["backend_config"] = ir.StringAttr.get("")
+    return ir.WalkResult.ADVANCE
 
 
 def _set_result_attributes(ir: Any, main: Any, results: Sequence[Port]) -> None:

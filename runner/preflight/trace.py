@@ -27,10 +27,13 @@ from runner.backends.step.origins import Origin, Origins, origin_of
 from runner.backends.step.splice import trace_whole
 from runner.backends.step.stacks import partitions
 from runner.backends.step.trace import fake_inputs
+from runner.config.parallel import Mesh
 from runner.preflight.described import DescribedState, described_optimizer
+from runner.preflight.layout import op_sharding
 from runner.xla import device
 from runner.xla.flash_attention import model_flops
-from runner.xla.placeholder import NumberedNodes, lower
+from runner.xla.pin import Pinner, pinned_by
+from runner.xla.placeholder import NumberedNodes, custom_call, lower
 from runner.xla.scan import operations
 
 _NODES = re.compile(r"(?:node(\d+)\.\d+/)+")
@@ -140,7 +143,7 @@ def trace(
             loss=origins.loss(recipe.loss),
             make_optimizer=described_optimizer(origins.optimizer(recipe.make_optimizer)),
         )
-        function = StepFunction(described, device_type=target.type)
+        function = StepFunction(described, device_type=target.type, mesh=sharding.mesh)
         equal = function.equal_scalars(function.initial)
         rates = [torch.zeros(()) for _ in range(function.groups)]
     shapes = [one.shape for one in function.initial]
@@ -154,8 +157,19 @@ def trace(
         layout = Layout(function.initial, merged=merged, roles=function.roles)
     held = partitions_of(layout.held, carried)
     inputs = _Inputs(function, values, layout, held=held, sharding=sharding)
-    step = _lowered(graph, inputs, trace_s=time.monotonic() - started)
+    with pinned_by(_pinner(sharding.mesh)):
+        step = _lowered(graph, inputs, trace_s=time.monotonic() - started)
     return dataclasses.replace(step, passes=function.passes.made)
+
+
+def _pinner(mesh: Mesh) -> Pinner:
+    """Pins as the partitioner reads them: see `runner.preflight.tpu_compiler.stablehlo`."""
+
+    def pinner(x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        lying = op_sharding(mesh, (axes, *(() for _ in x.shape[1:])))
+        return custom_call("Sharding", x, text=lying)
+
+    return pinner
 
 
 def without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

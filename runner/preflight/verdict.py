@@ -106,7 +106,7 @@ def accepted(
     report = _report(subject, hbm, flops=flops, compile_s=compiled.seconds)
     sums = _collectives(module)
     work = Work(
-        flops=sum(costs.flops(module, costs.place_of).values()) + costs.kernel_flops(module),
+        flops=costs.computed_flops(module) + costs.kernel_flops(module),
         model_flops=report.model_flops,
         hbm_bytes=costs.memory_bytes(module),
         wire_bytes=sum(one.wire_bytes for one in sums),

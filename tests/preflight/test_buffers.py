@@ -84,6 +84,19 @@ def test_a_report_of_too_much_memory_is_read_in_full() -> None:
     ]
 
 
+def test_one_array_larger_than_the_memory_is_named() -> None:
+    found = overflow(
+        "RESOURCE_EXHAUSTED: Allocation (size=274877906944) would exceed memory (size=33822867456)"
+        " :: #allocation394 [shape = 'bf16[512,32768,8192]{1,2,0:T(8,128)(2,1)}', space=hbm, size ="
+        " 0xffffffffffffffff, tag = 'output of fusion.434@{}'] :: <no-hlo-instruction>"
+    )
+    assert found is not None
+    assert (found.capacity, found.temporaries) == (33822867456, 2**38)
+    (one,) = found.largest
+    assert one.shape == "bf16[512,32768,8192]{1,2,0:T(8,128)(2,1)}"
+    assert one.what == "output of fusion.434"
+
+
 def test_another_error_is_no_report_of_too_much_memory() -> None:
     assert overflow("INVALID_ARGUMENT: Custom emitter for foo not found") is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -147,3 +148,36 @@ def test_a_place_is_read_from_an_operations_name() -> None:
     assert costs.place_of("forward/layers.0.fc/addmm") == Place("forward", "layers.0.fc")
     assert costs.place_of("optimizer/add") == Place("optimizer", "")
     assert costs.place_of("") == Place("", "")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("holes", [1, 2, 3])
+@pytest.mark.parametrize("before", [-1, 0, 2, 5])
+def test_products_are_counted_where_a_window_lies_on_an_input(
+    stride: int, holes: int, before: int
+) -> None:
+    """As by trying each place of the window over each result."""
+    for inputs, results, size, spread in itertools.product((1, 4, 7), (1, 5), (1, 3, 6), (1, 2)):
+        places = [
+            result * stride + place * spread - before
+            for result in range(results)
+            for place in range(size)
+        ]
+        expected = sum(place % holes == 0 and 0 <= place // holes < inputs for place in places)
+        found = costs.window_pairs(
+            inputs, results, size=size, stride=stride, before=before, holes=holes, spread=spread
+        )
+        assert found == expected, (inputs, results, size, spread)
+
+
+def test_products_of_many_matrices_cost_no_more_as_one_convolution() -> None:
+    """The TPU compiler makes the number of matrices an axis of the window, mostly on padding."""
+    compiled = Module(
+        "ENTRY %main (a: bf16[96,64,32], b: bf16[96,32,16]) -> bf16[96,64,16] {\n"
+        "  %a = bf16[96,64,32]{2,1,0} parameter(0)\n"
+        "  %b = bf16[96,32,16]{2,1,0} parameter(1)\n"
+        "  ROOT %c = bf16[96,64,16]{2,1,0} convolution(%a, %b), window={size=96 stride=95"
+        " lhs_dilate=96}, dim_labels=0bf_0io->0bf\n"
+        "}\n"
+    )
+    assert costs.computed_flops(compiled) == 2 * 96 * 64 * 32 * 16

@@ -14,22 +14,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from jobs.stack import RunLayers
 from runner.backends.base import Batch, Metrics, Recipe, dealt, masked_sums
 from runner.backends.optimizer import initial_state
 from runner.backends.passes.pipeline import Passes
+from runner.backends.sharding import ONE_DEVICE
+from runner.backends.step.activations import Activations
 from runner.backends.step.cpu_norms import WHOLE_NORMS, Decompositions
-from runner.backends.step.layers import run_by
+from runner.backends.step.layers import InTurn, run_by
 from runner.backends.step.layout import is_small, lay, stand
 from runner.backends.step.optimizer import FunctionalOptimizer
 from runner.backends.step.remat import Remat
 from runner.backends.step.scan import Scan
 from runner.backends.step.stacks import Carried, Stacks, apart, find_stacks
+from runner.config.parallel import Mesh
 
 
 class _Objective(nn.Module):
     """Loss or metrics as a module's forward, so that `functional_call` can lend it tensors."""
 
-    def __init__(self, recipe: Recipe, device_type: str, run: Remat | Scan | None) -> None:
+    def __init__(self, recipe: Recipe, device_type: str, run: RunLayers) -> None:
         super().__init__()
         self.model = recipe.model
         self._recipe = recipe
@@ -39,9 +43,9 @@ class _Objective(nn.Module):
     def forward(self, batch: Batch, mask: Tensor | None) -> Tensor | Metrics:
         with self._recipe.autocast_on(self._device_type):
             if mask is not None:
-                with run_by(self._run if self._recipe.scan_layers else None):
+                with run_by(self._run, needed=self._recipe.scan_layers):
                     return masked_sums(self._recipe.evaluate(self.model, batch), mask)
-            with run_by(self._run):
+            with run_by(self._run, needed=self._recipe.remat):
                 return self._recipe.loss(self.model, batch)
 
 
@@ -57,6 +61,7 @@ class StepFunction:
         device_type: Where the step will run, for autocast.
         pack: Whether small tensors may be held and updated side by side: on one device.
         decomposed: What is written out in other operations: see `trace_step`.
+        mesh: The devices that it will run on.
 
     Attributes:
         batch_names: The order of a batch's tensors; to be set before the step is traced.
@@ -76,13 +81,18 @@ class StepFunction:
         device_type: str,
         pack: bool = True,
         decomposed: Decompositions = WHOLE_NORMS,
+        mesh: Mesh = ONE_DEVICE.mesh,
     ) -> None:
         self._recipe, self._device_type = recipe, device_type
         self.pack, self.decomposed = pack, decomposed
         self.passes = Passes(recipe.passes)
         self.batch_names: list[str] = []
-        run: Remat | Scan | None = Remat(self.passes.parameters) if recipe.remat else None
-        self._scan = Scan(self.passes, decomposed=decomposed) if recipe.scan_layers else None
+        self._activations = Activations(mesh)
+        lie = self._activations.lie
+        run = Remat(self.passes.parameters, lie=lie) if recipe.remat else InTurn(lie)
+        self._scan: Scan | None = None
+        if recipe.scan_layers:
+            self._scan = Scan(self.passes, decomposed=decomposed, lie=lie)
         self._objective = _Objective(recipe, device_type, self._scan or run)
         optimizer = recipe.make_optimizer(recipe.model)
         named, buffers = dict(recipe.model.named_parameters()), dict(recipe.model.named_buffers())
@@ -235,6 +245,7 @@ class StepFunction:
         self, values: dict[str, Tensor], batch: Sequence[Tensor], mask: Tensor | None = None
     ) -> Tensor | Metrics:
         """The objective with the model's tensors lent; buffers that it changes come back."""
+        self._activations.examples = batch[0].shape[0] if batch else 0
         lent: dict[str, Tensor] = {}
         stacks: dict[str, tuple[Tensor, ...]] = {}
         for name, tensor in values.items():

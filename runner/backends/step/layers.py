@@ -23,16 +23,32 @@ from runner.record.errors import ConfigError
 Call = Callable[..., Any]
 
 
+class InTurn:
+    """Runs layers one by one as they are.
+
+    Args:
+        lie: See `Activations.lie`.
+    """
+
+    def __init__(self, lie: Callable[[Tensor], Tensor]) -> None:
+        self._lie = lie
+
+    def __call__(
+        self, call: Call, layers: Sequence[nn.Module], x: Tensor, *shared: Tensor
+    ) -> Tensor:
+        """The last layer's output: see `jobs.stack.run_layers`."""
+        for layer in layers:
+            x = call(layer, self._lie(x), *shared)
+        return x
+
+
 @contextlib.contextmanager
-def run_by(run: RunLayers | None) -> Iterator[None]:
-    """Within it, layers that repeat are run by `run`, or one by one where that is None.
+def run_by(run: RunLayers, *, needed: bool) -> Iterator[None]:
+    """Within it, layers that repeat are run by `run`.
 
     Raises:
-        ConfigError: There were none.
+        ConfigError: They were `needed`, and there were none.
     """
-    if run is None:
-        yield
-        return
     stacks = 0
 
     def counted(call: Call, layers: Sequence[nn.Module], x: Tensor, *shared: Tensor) -> Tensor:
@@ -42,7 +58,7 @@ def run_by(run: RunLayers | None) -> Iterator[None]:
 
     with layers_run_by(counted):
         yield
-    if not stacks:
+    if needed and not stacks:
         raise ConfigError(
             "remat must be none with a job whose model has no layers that repeat (it calls none "
             "by jobs.stack.run_layers): nothing would be computed again; got 'layers'"

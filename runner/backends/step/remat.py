@@ -9,7 +9,7 @@ sublinear memory cost", 2016.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,11 @@ class Remat:
 
     Args:
         parameters: To be told what stands for the parameters the second time.
+        lie: See `Activations.lie`.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: Parameters, *, lie: Callable[[Tensor], Tensor]) -> None:
+        self._parameters, self._lie = parameters, lie
 
     def __call__(
         self, call: Call, layers: Sequence[nn.Module], x: Tensor, *shared: Tensor
@@ -41,7 +42,7 @@ class Remat:
         for layer in layers:
             function = LayerFunction(call, layer, self._parameters)
             own = named_tensors(layer).values()
-            x = _Recomputed.apply(function, x, *shared, *own)  # type: ignore[no-untyped-call]
+            x = _Recomputed.apply(function, self._lie(x), *shared, *own)  # type: ignore[no-untyped-call]
         return x
 
 

@@ -8,7 +8,7 @@ insides would be written to memory. Source: `jax.lax.scan` with `jax.checkpoint`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,17 @@ class Scan:
     Args:
         passes: What is done to a layer's graph.
         decomposed: What is written out in other operations: see `trace_step`.
+        lie: See `Activations.lie`.
     """
 
-    def __init__(self, passes: Passes, *, decomposed: Decompositions) -> None:
-        self.passes, self._decomposed = passes, decomposed
+    def __init__(
+        self,
+        passes: Passes,
+        *,
+        decomposed: Decompositions,
+        lie: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.passes, self._decomposed, self.lie = passes, decomposed, lie
         self._lying: dict[int, tuple[Tensor, int]] = {}
         # A body is known by its name, which stays in the graph, while it is kept.
         self._bodies: set[ScanBody] = set()
@@ -122,6 +129,7 @@ class _Loops:
             def run(x: Tensor, *rest: Tensor) -> list[Tensor]:
                 own = rest[: len(rest) - self.shared]
                 self._scan.passes.parameters.also(own)
+                x = self._scan.lie(x)
                 output = function.first([x, *rest[len(own) :], *own])
                 drawn, self._drawn_as = pytree.tree_flatten(function.drawn)
                 self.drawn = len(drawn)
@@ -150,6 +158,7 @@ class _Loops:
             before, (x, *rows) = rest[: len(sums)], rest[len(sums) :]
             drawn, rows = rows[: len(each)], rows[len(each) :]
             own, shared = rows[: len(self._stacked)], rows[len(self._stacked) :]
+            gradient, x = self._scan.lie(gradient), self._scan.lie(x)
             leaves = [x.detach().requires_grad_()]
             for tensor, asked in zip([*shared, *own], wanted, strict=True):
                 leaves.append(tensor.detach().requires_grad_(asked))
