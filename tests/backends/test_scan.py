@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jobs.stack import run_layers
 from runner.backends.base import Backend, Batch, Recipe
+from runner.backends.registry import build
 from runner.backends.sharding import Sharding
 from runner.backends.state import TrainState
 from runner.backends.step.stacks import Carried, find_stacks, partitions
@@ -219,6 +220,28 @@ def test_each_layer_and_each_step_draws_numbers_of_its_own() -> None:
     found = trained(backend, steps=4)[::2]
     assert all(0.1 < share < 0.9 for share in found)
     assert len(set(found)) > 1
+
+
+def test_several_updates_in_one_program_are_those_of_one_by_one() -> None:
+    """A loop of layers in a loop of updates, each layer and update with draws of its own."""
+
+    def losses(steps_per_call: int) -> list[float]:
+        backend = build(
+            "openxla_step",
+            scanned(recipe(lambda: Net(lambda n: Layer(n, dropout=0.3)))),
+            on_start=lambda role: None,
+            on_record=lambda record: None,
+            strict=True,
+            steps_per_call=steps_per_call,
+        )
+        found = []
+        for step in range(0, 4, steps_per_call):
+            batches = [backend.place(batch(step + k)) for k in range(steps_per_call)]
+            metrics = backend.train_steps(batches, step=step, lrs=[0.01] * steps_per_call)
+            found += metrics["loss"].reshape(-1).tolist()
+        return found
+
+    assert losses(4) == pytest.approx(losses(1), rel=1e-6)
 
 
 @pytest.mark.parametrize("wide", [True, False])

@@ -41,6 +41,7 @@ BROKEN = [
     (["accumulate_steps=3"], "got 3 and 8; the nearest batch sizes are 6 and 9"),
     (["accumulate_steps=9"], "the nearest batch sizes are 9"),
     (["remat=layer"], "remat must be one of none, layers; got .layer. .did you mean .layers."),
+    (["scan_layers=true"], "scan_layers must be false without remat=layers: .*remat='none'"),
     (["remat=layers", "backend.name=lazy"], "remat must be none with backend=lazy: .*'layers'"),
     (["optim.lr=0"], "optim.lr must be a finite number above 0; got 0.0"),
     (["optim.lr=.nan"], "optim.lr must be a finite number above 0; got nan"),
