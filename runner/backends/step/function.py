@@ -106,9 +106,10 @@ class StepFunction:
         kinds = [self._stacks.collapsed(names) for names in (trained, frozen, buffers)]
         self.trainable, self._buffers = len(kinds[0]), len(kinds[2])
         self.names = [name for names in kinds for name in names]
-        values = {**named, **buffers}
+        values = {name: tensor.detach() for name, tensor in {**named, **buffers}.items()}
         self.initial = [self._stacks.value(name, values) for name in self.names]
         self.initial += self.functional.state
+        self._share(self.initial)
         self.groups = len(optimizer.param_groups)
         self.metric_names: list[str] = []
         self.lr_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
@@ -142,6 +143,19 @@ class StepFunction:
 
         found = find_stacks(self._recipe.model)
         return Stacks({name: own for name, own in found.items() if alike(own)})
+
+    def _own(self) -> dict[str, Tensor]:
+        """The model's parameters and buffers."""
+        model = self._recipe.model
+        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    def _share(self, values: Sequence[Tensor]) -> None:
+        """Lets the model's tensors lie in the stacks, so that the host holds them once."""
+        own = self._own()
+        for one, value in zip(self.carried, values, strict=True):
+            if one.is_stack and one.group != "optimizer":
+                for place, name in enumerate(one.members):
+                    own[name].data = value[place]
 
     @property
     def groups_of(self) -> list[int]:
@@ -177,13 +191,12 @@ class StepFunction:
     def publish(self, values: Sequence[Tensor]) -> Optimizer:
         """Puts host values of the carried tensors into the model and the optimizer."""
         groups = apart(self.carried, values)
-        model = self._recipe.model
+        own, state = self._own(), groups["optimizer"]
         with torch.no_grad():
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-                tensor.copy_({**groups["params"], **groups["buffers"]}[name])
-        name_of: dict[Tensor, str] = {parameter: n for n, parameter in model.named_parameters()}
+            for name, value in {**groups["params"], **groups["buffers"]}.items():
+                own[name].copy_(value)
+        name_of = {tensor: name for name, tensor in own.items()}
         names = [name_of[parameter] for parameter in self._apart.parameters]
-        state = groups["optimizer"]
         self._apart.publish([state[f"{names[s.parameter]}/{s.key}"] for s in self._apart.slots])
         return self._apart.optimizer
 
