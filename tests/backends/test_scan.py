@@ -263,6 +263,38 @@ def test_layers_that_differ_are_refused_by_name() -> None:
         trained(backend, steps=1)
 
 
+class Wider(Layer):
+    """A layer whose output has another type than its input."""
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        return super().forward(x, shift).float()
+
+
+def test_layers_whose_output_is_not_as_their_input_are_refused() -> None:
+    backend = problems.start("openxla_step", scanned(recipe(lambda: Net(Wider))))
+    with pytest.raises(ConfigError, match=r"Wider makes float32\[16, 8\] of float64\[16, 8\]"):
+        trained(backend, steps=1)
+
+
+class Idle(Layer):
+    """A layer with a parameter that it does not use: weight decay must not change it."""
+
+    def __init__(self, number: int = 0) -> None:
+        super().__init__(number)
+        self.unused = nn.Linear(WIDTH, WIDTH)
+
+
+def test_parameters_without_gradients_are_left_alone() -> None:
+    backend = problems.start("openxla_step", scanned(recipe(lambda: Net(Idle))))
+    before = problems.host(backend.state(0).params)
+    kept, looped = both(lambda: recipe(lambda: Net(Idle)))
+    assert looped == pytest.approx(kept, rel=1e-9)
+    trained(backend)
+    after = problems.host(backend.state(3).params)
+    assert torch.equal(before["layers.1.unused.weight"], after["layers.1.unused.weight"])
+    assert not torch.equal(before["layers.1.up.weight"], after["layers.1.up.weight"])
+
+
 def test_an_input_that_is_not_handed_to_the_layers_is_named() -> None:
     class Closed(Net):
         def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from runner.backends.step.alike import refuse_unlike
 from runner.backends.step.cpu_norms import Decompositions
 from runner.backends.step.layers import Call, LayerFunction, named_tensors
 from runner.backends.step.trace import StepFn, trace_unwritten
+from runner.record.errors import ConfigError
 from runner.xla.scan import ScanBody, scan_body, scanned
 
 _SEEDS = 2**62
@@ -98,6 +99,7 @@ class _Loops:
     Attributes:
         shared: How many inputs are the same for every layer.
         drawn: How many tensors a layer draws at random.
+        reached: Of the stacks that want gradients, whether they have any.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class _Loops:
     ) -> None:
         self._scan, self._call, self._layers = scan, call, layers
         self.shared, self.drawn = len(shared), 0
+        self.reached: list[bool] = []
         self._drawn_as: pytree.TreeSpec | None = None
         self._function: LayerFunction | None = None
         with _apart(), FakeTensorMode():
@@ -131,6 +134,11 @@ class _Loops:
                 self._scan.passes.parameters.also(own)
                 x = self._scan.lie(x)
                 output = function.first([x, *rest[len(own) :], *own])
+                if (output.shape, output.dtype) != (x.shape, x.dtype):
+                    raise ConfigError(
+                        f"scan_layers must be false with layers whose output is not as their input:"
+                        f" {function.kind} makes {_kind(output)} of {_kind(x)}; got true"
+                    )
                 drawn, self._drawn_as = pytree.tree_flatten(function.drawn)
                 self.drawn = len(drawn)
                 return [output, *([x, *drawn] if keep else [])]
@@ -165,15 +173,16 @@ class _Loops:
             assert self._drawn_as is not None
             again = pytree.tree_unflatten([_plain(one) for one in drawn], self._drawn_as)
             output = function.again(leaves, drawn=again)
-            found = function.gradients(output, leaves, gradient)
-            whole = [
-                torch.zeros_like(leaf) if new is None and leaf.requires_grad else new
-                for leaf, new in zip(leaves, found, strict=True)
+            first, *found = function.gradients(output, leaves, gradient)
+            asked_for = [new for new, asked in zip(found, wanted, strict=True) if asked]
+            of_shared, of_own = asked_for[: len(sums)], asked_for[len(sums) :]
+            self.reached = [new is not None for new in of_own]
+            added = [
+                old if new is None else old + new
+                for old, new in zip(before, of_shared, strict=True)
             ]
-            of_shared = [one for one in whole[1 : 1 + self.shared] if one is not None]
-            added = [old + new for old, new in zip(before, of_shared, strict=True)]
-            of_own = [one for one in whole[1 + self.shared :] if one is not None]
-            return [whole[0], *added, *of_own]  # type: ignore[list-item]
+            last = torch.zeros_like(x) if first is None else first
+            return [last, *added, *(new for new in of_own if new is not None)]
 
         return self._scan.body(run, examples, carried=1 + len(sums))
 
@@ -203,7 +212,8 @@ class _Scanned(torch.autograd.Function):
         (first, *of_shared), of_stacks = scanned(
             body, [*gradients, *sums], inputs=inputs, constants=shared, reverse=True
         )
-        found = iter([*of_shared, *of_stacks])
+        reached = iter(of_stacks)
+        found = iter([*of_shared, *(next(reached) if one else None for one in loops.reached)])
         rest = [next(found) if asked else None for asked in wanted]
         return None, first if ctx.needs_input_grad[1] else None, *rest
 
@@ -223,6 +233,10 @@ def _plain(tensor: Tensor) -> Tensor:
     """A tensor as the modes below functionalization know it."""
     found: Tensor = torch._from_functional_tensor(tensor)
     return found
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
