@@ -7,10 +7,11 @@ subclasses say where it runs, what of it is compiled, and what ends a step.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from runner.backends.base import Backend, Batch, Metrics, Recipe, masked_sums, micro_batches
 from runner.backends.compiles import CompileLog
@@ -33,12 +34,21 @@ class InPlaceBackend(Backend, abc.ABC):
         self.device = device
         rehearsal = recipe.make_optimizer(recipe.model)
         rehearsal.state.update(initial_state(rehearsal))
-        self.model = move(recipe.model, device)
-        self.optimizer = recipe.make_optimizer(self.model)
-        self.optimizer.load_state_dict(rehearsal.state_dict())
+        self.model, self.optimizer = self.start(recipe, rehearsal)
         self._params = [p for g in self.optimizer.param_groups for p in g["params"]]
-
         self._share = torch.tensor(1.0 / recipe.accumulate).to(device)
+
+    def start(self, recipe: Recipe, rehearsal: Optimizer) -> tuple[nn.Module, Optimizer]:
+        """The recipe's model on the device, and its optimizer with its first state.
+
+        Args:
+            recipe: Its model, on the host, is taken.
+            rehearsal: An optimizer over that model, with state.
+        """
+        model = move(recipe.model, lambda tensor: tensor.detach().to(self.device))
+        optimizer = recipe.make_optimizer(model)
+        optimizer.load_state_dict(rehearsal.state_dict())
+        return model, optimizer
 
     def forward(self, batch: Batch) -> Tensor:
         """Forward and loss, in the precision asked for."""
@@ -86,20 +96,25 @@ class InPlaceBackend(Backend, abc.ABC):
         Raises:
             CheckpointError: Names or shapes differ from this model's and optimizer's.
         """
-        own = self.state(state.step)
+        self.check(state)
         with torch.no_grad():
-            for group, tensors in own.groups().items():
+            for group, tensors in self.state(state.step).groups().items():
                 saved = state.groups()[group]
-                check_names(group, set(tensors), set(saved))
-                for name, tensor in tensors.items():
-                    check_shape(f"{group}/{name}", tensor, saved[name])
-                values = self.upload([saved[name] for name in tensors])
+                values = self.upload(group, {name: saved[name] for name in tensors})
                 for tensor, value in zip(tensors.values(), values, strict=True):
                     tensor.copy_(value)
 
-    def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Host tensors on the device."""
-        return list(tensors)
+    def check(self, state: TrainState) -> None:
+        """Raises CheckpointError if names or shapes differ from this model's and optimizer's."""
+        for group, tensors in self.state(state.step).groups().items():
+            saved = state.groups()[group]
+            check_names(group, set(tensors), set(saved))
+            for name, tensor in tensors.items():
+                check_shape(f"{group}/{name}", tensor, saved[name])
+
+    def upload(self, group: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Host tensors of a group of the state, by name, on the device."""
+        return list(tensors.values())
 
 
 def check_names(group: str, own: set[str], saved: set[str]) -> None:
@@ -129,8 +144,8 @@ def check_shape(name: str, own: Tensor, saved: Tensor) -> None:
         )
 
 
-def move(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move a module in place, parameters that are shared staying shared.
+def move(module: nn.Module, moved_to: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Move a module's tensors in place by `moved_to`, parameters that are shared staying shared.
 
     `nn.Module.to` makes a new parameter for every place where one is used when the target
     is an XLA device, which would untie tied weights.
@@ -139,11 +154,11 @@ def move(module: nn.Module, device: torch.device) -> nn.Module:
     for child in module.modules():
         for name, param in list(child.named_parameters(recurse=False, remove_duplicate=False)):
             if id(param) not in moved:
-                on_device = param.detach().to(device)
+                on_device = moved_to(param)
                 moved[id(param)] = nn.Parameter(on_device, requires_grad=param.requires_grad)
             setattr(child, name, moved[id(param)])
         for name, buffer in list(child.named_buffers(recurse=False, remove_duplicate=False)):
             if id(buffer) not in moved:
-                moved[id(buffer)] = buffer.to(device)
+                moved[id(buffer)] = moved_to(buffer)
             setattr(child, name, moved[id(buffer)])
     return module

@@ -42,7 +42,8 @@ def build(
         strict: See `CompileLog`.
         steps_per_call: See `Backend`; more than 1 only with `openxla_step`.
         labelled: See `OpenXlaStep`; of no effect with others.
-        sharding: The devices and what lies how on them; several only with `openxla_step`.
+        sharding: The devices and what lies how on them; several only with `openxla_step` and
+            `lazy`.
 
     Raises:
         DeviceError: Its device cannot be opened.
@@ -52,6 +53,8 @@ def build(
     backend: type[Backend] = getattr(importlib.import_module(module), cls)
     log = CompileLog(on_record, on_start=on_start, totals=backend.compile_totals, strict=strict)
     options: dict[str, Any] = {}
+    if name == "lazy":
+        options = {"sharding": sharding}
     if name == "openxla_step":
         options = {"steps_per_call": steps_per_call, "labelled": labelled, "sharding": sharding}
     return backend(recipe, log=log, **options)

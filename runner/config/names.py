@@ -12,7 +12,7 @@ TRAINING_BACKENDS = ("openxla_step", "openxla", "lazy", "eager")
 SCHEDULES = ("constant", "linear", "cosine")
 PARALLEL = ("single", "data", "fsdp", "fsdp_tensor")
 REMAT = ("none", "layers")
-MESH_BACKENDS = ("openxla_step",)
+MESH_BACKENDS = ("openxla_step", "lazy")
 FINDABLE = ("batch_size",)
 HARDWARE = ("auto", "cpu", "tpu", *SLICES)
 ISOLATIONS = ("warm", "process")
@@ -68,7 +68,6 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 
 NO_MESH = {
     "eager": "it runs on the host",
-    "lazy": "it does not fix how an update's results lie, so that XLA would compile them anew",
     "openxla": "its bridge traces anew when results lie otherwise than they did",
     "openxla_eval": "its bridge traces anew when results lie otherwise than they did",
 }

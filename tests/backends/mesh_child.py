@@ -20,10 +20,11 @@ from torch import nn
 from jobs.base import Job
 from jobs.gpt import GPTJob
 from jobs.resnet import ResNet
-from runner.backends.base import Recipe
+from runner.backends.base import Backend, Recipe
 from runner.backends.openxla_step import OpenXlaStep
 from runner.backends.registry import build
 from runner.backends.sharding import Sharding
+from runner.backends.state import TrainState
 from runner.config.parallel import Mesh
 from runner.record.events import GraphRecord
 from runner.xla.mesh import held_bytes
@@ -89,17 +90,19 @@ class Case:
     ways: tuple[str, ...] = ("data", "fsdp")
     remat: bool = False
     scan_layers: bool = False
+    backend: str = "openxla_step"
 
 
 CASES = {
     "resnet": Case(resnet, images, sgd, RESNET_RATE),
     "gpt": Case(gpt, tokens, adamw, 1e-3),
     "gpt-remat": Case(gpt, tokens, adamw, 1e-3, ways=("fsdp",), remat=True),
+    "gpt-lazy": Case(gpt, tokens, adamw, 1e-3, backend="lazy"),
     "gpt-scanned": Case(gpt, tokens, adamw, 1e-3, remat=True, scan_layers=True),
 }
 
 
-def started(name: str, mesh: Mesh, records: list[GraphRecord]) -> OpenXlaStep:
+def started(name: str, mesh: Mesh, records: list[GraphRecord]) -> Backend:
     """The backend at work on a model with weights from a fixed seed."""
     case = CASES[name]
     job = case.job()
@@ -113,14 +116,13 @@ def started(name: str, mesh: Mesh, records: list[GraphRecord]) -> OpenXlaStep:
         scan_layers=case.scan_layers,
     )
     backend = build(
-        "openxla_step",
+        case.backend,
         recipe,
         on_start=lambda role: None,
         on_record=records.append,
         strict=True,
         sharding=Sharding(mesh, job.sharding),
     )
-    assert isinstance(backend, OpenXlaStep)
     return backend
 
 
@@ -137,7 +139,10 @@ def train(name: str, way: str, devices: int) -> dict[str, Any]:
         losses.append(metrics["loss"].item())
         programs.append(backend.programs() - before)
         compiles.append(backend.compile_totals()[0])
+    backend.load(saved(backend))
+    loss = backend.train_step(batch, step=STEPS, lr=case.rate)["loss"].item()
     return {
+        "resumed": [loss, backend.compile_totals()[0] - compiles[-1]],
         "losses": losses,
         "programs": programs,
         "compiles": compiles,
@@ -147,21 +152,41 @@ def train(name: str, way: str, devices: int) -> dict[str, Any]:
     }
 
 
-def running_variances(backend: OpenXlaStep) -> dict[str, float]:
+def saved(backend: Backend) -> TrainState:
+    """The state as it would come back from a checkpoint."""
+    groups = {
+        group: dict(zip(named, backend.to_host(list(named.values())), strict=True))
+        for group, named in backend.state(STEPS).groups().items()
+    }
+    return TrainState(**groups, step=STEPS)
+
+
+def running_variances(backend: Backend) -> dict[str, float]:
     """The mean of every BatchNorm's."""
     buffers = backend.state(STEPS).buffers
     return {name: t.mean().item() for name, t in buffers.items() if name.endswith("_var")}
 
 
-def state_bytes(backend: OpenXlaStep, devices: int) -> dict[str, Any]:
-    """Bytes of parameters and optimizer state that can be split: in all, and on each device."""
-    carried, layout = backend._function.carried, backend._layout
+def carried(backend: Backend) -> list[torch.Tensor]:
+    """Parameters and optimizer state as they lie on the devices."""
+    if not isinstance(backend, OpenXlaStep):
+        state = backend.state(STEPS)
+        tensors = [*state.params.values(), *state.optimizer.values()]
+        return [tensor.detach() for tensor in tensors if tensor.device.type == "xla"]
+    kinds, layout = backend._function.carried, backend._layout
     assert layout is not None
-    divisible = []
-    for tensor, positions in zip(backend._carried, layout.held, strict=True):
-        state = all(carried[position].group != "buffers" for position in positions)
-        if state and any(size % devices == 0 for size in tensor.shape):
-            divisible.append(tensor)
+    return [
+        tensor
+        for tensor, positions in zip(backend._carried, layout.held, strict=True)
+        if all(kinds[position].group != "buffers" for position in positions)
+    ]
+
+
+def state_bytes(backend: Backend, devices: int) -> dict[str, Any]:
+    """Bytes of parameters and optimizer state that can be split: in all, and on each device."""
+    divisible = [
+        tensor for tensor in carried(backend) if any(size % devices == 0 for size in tensor.shape)
+    ]
     return {
         "divisible": sum(tensor.numel() * tensor.element_size() for tensor in divisible),
         "held": held_bytes(divisible),

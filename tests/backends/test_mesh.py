@@ -84,17 +84,28 @@ def test_layers_computed_again_give_the_losses_of_one_device_that_keeps_them(dev
     assert set(again["programs"][1:]) == {1}
 
 
+@pytest.mark.parametrize("case", ["gpt-scanned", "gpt-lazy"])
 @each_way
 @over_meshes
-def test_layers_in_a_loop_give_the_losses_of_one_device_that_has_none(
-    devices: int, way: str
+def test_layers_in_a_loop_and_lazy_tensors_do_the_same(devices: int, way: str, case: str) -> None:
+    found = trained(devices)[f"{case} {way}"]
+    assert found["losses"] == pytest.approx(losses("gpt", "data", 1), rel=1e-5)
+    assert set(found["programs"][1:]) == {1}
+    assert set(found["compiles"]) == {found["compiles"][0]}
+    share = found["divisible"] // (devices if way == "fsdp" else 1)
+    assert found["held"] == [share] * devices
+
+
+@pytest.mark.parametrize("case", ["resnet", "gpt", "gpt-scanned", "gpt-lazy"])
+@each_way
+@over_meshes
+def test_a_state_that_comes_back_goes_on_without_a_compile(
+    devices: int, way: str, case: str
 ) -> None:
-    scanned = trained(devices)[f"gpt-scanned {way}"]
-    assert scanned["losses"] == pytest.approx(losses("gpt", "data", 1), rel=1e-5)
-    assert set(scanned["programs"][1:]) == {1}
-    assert set(scanned["compiles"]) == {scanned["compiles"][0]}
-    share = scanned["divisible"] // (devices if way == "fsdp" else 1)
-    assert scanned["held"] == [share] * devices
+    loss, compiles = trained(devices)[f"{case} {way}"]["resumed"]
+    alone, _ = trained(1)[f"{case} data"]["resumed"]
+    assert loss == pytest.approx(alone, rel=1e-5)
+    assert compiles == 0
 
 
 @each_way
