@@ -50,6 +50,14 @@ def test_the_jobs_own_rules_cut_matrix_products(tmp_path: pathlib.Path) -> None:
     )
 
 
+def test_one_micro_batch_is_in_memory_at_a_time(tmp_path: pathlib.Path) -> None:
+    """The compiler would gladly have all of them there at once: nothing else orders them."""
+    chip = ["hardware=v5e-1", "job.batch_size=64"]
+    once = report(tmp_path, *chip)
+    in_four = report(tmp_path, *chip, "accumulate_steps=4")
+    assert in_four.hbm.temporaries < 0.5 * once.hbm.temporaries
+
+
 def test_micro_batches_take_of_every_chips_share(tmp_path: pathlib.Path) -> None:
     """Half of what the chips hold of the activations, and none of it sent around."""
     data = ["hardware=v5e-4", "parallel=data", "job.batch_size=64"]

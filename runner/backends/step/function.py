@@ -28,6 +28,7 @@ from runner.backends.step.remat import Remat
 from runner.backends.step.scan import Scan
 from runner.backends.step.stacks import Carried, Stacks, apart, find_stacks
 from runner.config.parallel import Mesh
+from runner.xla.barrier import barrier
 
 
 class _Objective(nn.Module):
@@ -221,10 +222,13 @@ class StepFunction:
         model, batch = flat[: len(self.names)], flat[len(self.names) :]
         leaves = [tensor.detach().requires_grad_() for tensor in model[: self.trainable]]
         values = dict(zip(self.names, [*leaves, *model[self.trainable :]], strict=True))
-        self._name_parameters(values)
         losses: list[Tensor] = []
         sums: list[Tensor | None] = [None] * len(leaves)
         for part in zip(*(dealt(one, self._recipe.accumulate) for one in batch), strict=True):
+            if losses:
+                leaves, sums = _behind(leaves, sums)
+                values.update(zip(self.names, leaves, strict=False))
+            self._name_parameters(values)
             loss = self._call(values, part)
             assert isinstance(loss, Tensor)
             share = loss / self._recipe.accumulate
@@ -321,6 +325,20 @@ def _apart(part: Tensor, row: _Row, *, pack: bool) -> list[tuple[int, Tensor]]:
         return [(row[0][0], stand(part) if pack else part)]
     pieces = torch.split(part, [shape.numel() for _, shape in row])
     return [(i, piece.reshape(shape)) for (i, shape), piece in zip(row, pieces, strict=True)]
+
+
+def _behind(
+    leaves: Sequence[Tensor], sums: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Parameters that are there once gradients are: one micro-batch waits for the one before.
+
+    Else XLA may have the activations of several in memory at once.
+    """
+    made = [gradient for gradient in sums if gradient is not None]
+    behind = barrier([*(leaf.detach() for leaf in leaves), *made])
+    found = iter(behind[len(leaves) :])
+    waited = [leaf.requires_grad_() for leaf in behind[: len(leaves)]]
+    return waited, [None if gradient is None else next(found) for gradient in sums]
 
 
 def _plus(old: Tensor | None, new: Tensor | None) -> Tensor | None:
