@@ -188,7 +188,8 @@ class OpenXlaStep(Backend):
         inputs = fake_inputs([*function.initial, *rates, *batch], self.device)
         known = self._layout
         equal = function.equal_scalars(values) if known is None else known.equal_groups()
-        with self._labels.traced():
+        # The recorder above the rewrites, which would keep the taking of gradients from it.
+        with function.passes.rewriting(), self._labels.traced():
             graph, merged = trace_whole(function, inputs, equal=equal)
         self._layout = known or Layout(values, merged=merged, roles=function.roles)
         return graph
