@@ -130,7 +130,8 @@ class Lazy(XlaInPlaceBackend):
                 tensors.items(), self.upload(group, tensors), strict=True
             ):
                 old = own[f"{group}/{name}"]
-                old.data = tensor if old.device.type == "cpu" else value
+                # Counters on the host are counted up in place: the saved ones stay as they are.
+                old.data = tensor.clone() if old.device.type == "cpu" else value
 
     def _pin(self) -> None:
         """An update's results lie as what they replace; else XLA compiles anew for them."""

@@ -1,6 +1,6 @@
 """Tensors without data, and the HLO of a graph over them: no parameter is allocated.
 
-Source: `create_placeholder_tensor` and `LoweringContext` (torch_xla 2.9.0).
+Source: `LoweringContext` (torch_xla 2.9.0).
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch_xla.core import xla_builder
 
 from runner.xla.binding import binding
 from runner.xla.program import OutputPlan, numbers_as_constants
-from runner.xla.scan import all_nodes
+from runner.xla.scan import all_nodes, placeholder
 from runner.xla.scopes import ScopedNodes, named_operations
 
 Graph = Callable[..., Sequence["Tensor | None"]]
@@ -64,7 +63,7 @@ def lower(graph: Graph, inputs: Sequence[Tensor]) -> Lowered:
     Raises:
         LoweringError: An operation cannot be lowered.
     """
-    places = [_placeholder(tensor) for tensor in inputs]
+    places = [placeholder(tensor.shape, tensor.dtype) for tensor in inputs]
     with _nothing_runs(), named_operations(), numbers_as_constants(), torch.no_grad():
         outputs = list(graph(*places, use_seed=_use_seed))
         plan = OutputPlan(outputs, places)
@@ -95,12 +94,6 @@ def _nothing_runs() -> Iterator[None]:
         yield
     finally:
         binding._set_allow_execution(before)
-
-
-def _placeholder(tensor: Tensor) -> Tensor:
-    made: Any = xla_builder.create_placeholder_tensor
-    place: Tensor = made(tensor.shape, tensor.dtype)
-    return place
 
 
 def _use_seed(_: int) -> None:

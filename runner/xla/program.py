@@ -134,7 +134,7 @@ class OutputPlan:
             if output is None:
                 self.sources.append(("none", 0))
                 continue
-            key = _value_id(output)
+            key = value_id(output)
             if key in own:
                 self.sources.append(("input", own[key]))
                 continue
@@ -209,7 +209,8 @@ def _refuse_shared_buffers(inputs: Flat, donate: Sequence[int]) -> None:
         raise ProgramError("two donated inputs share one buffer (a clone on XLA shares it)")
 
 
-def _value_id(output: torch.Tensor) -> str:
+def value_id(output: torch.Tensor) -> str:
+    """The same for tensors that stand for one value."""
     return str(binding._unique_id_for_ir_and_data(output))
 
 

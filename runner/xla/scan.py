@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from torch_xla.core import xla_builder as untyped
 
 from runner.xla.binding import binding
+from runner.xla.program import value_id
 from runner.xla.seeds import is_seed, read_by, still_seed
 
 xla_builder: Any = untyped
@@ -134,7 +135,7 @@ class _Traced:
         constants: Sequence[Tensor],
     ) -> None:
         places = [
-            _placeholder(tensor.shape[1:] if sliced else tensor.shape, tensor.dtype)
+            placeholder(tensor.shape[1:] if sliced else tensor.shape, tensor.dtype)
             for group, sliced in ((carry, False), (inputs, True), (constants, False))
             for tensor in group
         ]
@@ -146,9 +147,9 @@ class _Traced:
                     f"a scanned function must return what it carries as it was: "
                     f"{before.dtype}{list(before.shape)}; got {one.dtype}{list(one.shape)}"
                 )
-        own = {_value(place): i for i, place in enumerate(places)}
+        own = {value_id(place): i for i, place in enumerate(places)}
         results = [*after, *self.outputs]
-        self._given = [own.get(_value(one)) for one in results]
+        self._given = [own.get(value_id(one)) for one in results]
         made = [one for one, i in zip(results, self._given, strict=True) if i is None]
         context = binding.lowering.LoweringContext("body")
         context.build(made)
@@ -188,14 +189,10 @@ def _seed_number(context: Any, results: Sequence[Tensor]) -> int | None:
     return None
 
 
-def _placeholder(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    made: Any = xla_builder.create_placeholder_tensor
-    place: Tensor = made(tuple(shape), dtype)
+def placeholder(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An XLA tensor without data."""
+    place: Tensor = xla_builder.create_placeholder_tensor(tuple(shape), dtype)
     return place
-
-
-def _value(tensor: Tensor) -> str:
-    return str(binding._unique_id_for_ir_and_data(tensor))
 
 
 def _split(values: Sequence[Any], *lengths: int) -> list[list[Any]]:
