@@ -19,12 +19,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from runner.config.codec import config_from_json
+from runner.config.changes import differences
+from runner.config.codec import config_from_json, config_to_json
 from runner.config.hardware import find_hardware
-from runner.config.parallel import check_division, mesh_of
+from runner.config.hosts import Host
+from runner.config.parallel import Mesh, check_division, mesh_of
 from runner.config.schema import Config, Mode
-from runner.record.checkpoints import open_storage
-from runner.record.errors import ExitCode, RunnerError
+from runner.record.checkpoints import check_shared, open_storage, share
+from runner.record.errors import ConfigError, DeviceError, ExitCode, RunnerError
 from runner.record.events import (
     Compiled,
     Ended,
@@ -38,7 +40,6 @@ from runner.record.events import (
 from runner.record.pipe import EventWriter
 from runner.record.rundir import RunDir
 from runner.record.signals import SHOW_STACKS
-from runner.record.storage import Storage
 from runner.train.explain import explain
 from runner.train.signals import StopFlag, die_with_parent
 
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from runner.backends.base import Backend
     from runner.backends.sharding import Sharding
     from runner.train.build import Built
+    from runner.train.hosts import Hosts
+    from runner.train.input import Share
+    from runner.train.loop import Training
     from runner.train.saver import Saver
 
 #: Recompiles of a run that are warned of one by one.
@@ -59,7 +63,7 @@ class Worker:
 
     Attributes:
         config: What to do.
-        storage: Where its checkpoints are.
+        place: Where its checkpoints are.
         send: Where events go.
         stop: Whether to stop early.
         folder: The run's folder.
@@ -67,18 +71,22 @@ class Worker:
         compiled: What XLA had compiled in this process before the job, and at its end: a
             count and seconds.
         step: Completed updates.
+        hosts: Those that run the job together, once they have met.
+        training: The run, once it goes.
         state_bytes: Bytes of the state.
         recompiles: Graphs that were compiled again after warm-up.
     """
 
     config: Config
-    storage: Storage
+    place: str
     send: Callable[[Event], None]
     stop: StopFlag
     folder: pathlib.Path
     evaluated: int = 0
     compiled: tuple[int, float] = (0, 0.0)
     step: int = 0
+    hosts: Hosts | None = None
+    training: Training | None = None
     state_bytes: int = 0
     recompiles: int = 0
 
@@ -91,6 +99,9 @@ class Worker:
         if self.config.mode is Mode.preflight:
             self._preflight()
             return
+        self._train(self._meet())
+
+    def _train(self, hosts: Hosts) -> None:
         from runner.backends import registry
         from runner.train.build import build
         from runner.train.loop import Training
@@ -99,8 +110,8 @@ class Worker:
 
         self.send(Phase("building"))
         built = build(self.config)
-        saver = self._saver(built)
-        sharding = self._sharding(built)
+        saver = self._saver(built, hosts)
+        sharding = self._sharding(built, hosts)
         backend = registry.build(
             self.config.backend.name,
             built.recipe,
@@ -112,7 +123,9 @@ class Worker:
             sharding=sharding,
         )
         self.state_bytes = backend.state(0).bytes()
-        self.step = restore(backend, self.config, own=self.storage, warn=self._warn)
+        self.step = restore(
+            backend, self.config, own=open_storage(self.place), warn=self._warn, hosts=hosts
+        )
         saver.begin(self.step)
         self.send(
             Started(
@@ -132,14 +145,17 @@ class Worker:
             stop=self.stop,
             saver=saver,
             profiler=Profiler(
-                self.config.profile.steps,
+                self.config.profile.steps if hosts.first else None,
                 folder=RunDir(self.folder).tensorboard,
                 send=self.send,
             ),
             step=self.step,
             evaluated=self.evaluated,
             compiled_before=self.compiled,
+            hosts=hosts,
+            share=_share(sharding.mesh, hosts),
         )
+        self.training = training
         try:
             with saver:
                 if self.config.mode is Mode.evaluate:
@@ -150,19 +166,59 @@ class Worker:
             self.step = training.step
             self.compiled = backend.compile_totals()
 
-    def _sharding(self, built: Built) -> Sharding:
+    def _meet(self) -> Hosts:
+        """The hosts that run this job by the same command; where things are, the first says.
+
+        Raises:
+            ConfigError: They were started with different configurations.
+            DeviceBusyError: Some have not come.
+        """
+        from runner.train.hosts import join
+
+        self.hosts = hosts = join(
+            Host.told() or Host(),
+            timeout_s=self.config.timeouts.hosts_s,
+            waiting=lambda whom: self.send(Phase("waiting", f"for {whom}")),
+            on_lost=self._lost,
+        )
+        said = {
+            "config": config_to_json(self.config),
+            "checkpoints": self.place,
+            "evaluated": self.evaluated,
+        }
+        saves = self.config.checkpoint.enabled and hosts.count > 1
+        if saves and hosts.first:
+            share(self.place)
+        first = hosts.settle("start", said, _alike)
+        self.place, self.evaluated = first["checkpoints"], first["evaluated"]
+        if saves:
+            check_shared(self.place, among="hosts of the job")
+        return hosts
+
+    def _lost(self, ended: Ended) -> None:
+        """Another host has ended, and this one waits in a collective for ever, or soon will."""
+        self.send(
+            dataclasses.replace(ended, step=self.training.step if self.training else self.step)
+        )
+        os._exit(ended.exit_code)
+
+    def _sharding(self, built: Built, hosts: Hosts) -> Sharding:
         """What lies how on which devices.
 
         Raises:
             ConfigError: A size of the job does not divide over the devices that there are.
         """
         from runner.backends.sharding import ONE_DEVICE, Sharding
-        from runner.xla.mesh import device_count
+        from runner.xla.mesh import device_count, process_count
 
         config = self.config
         if config.parallel.name == "single":
             return ONE_DEVICE
         devices = device_count()
+        if process_count() != hosts.count:
+            raise DeviceError(
+                f"the devices of {process_count()} hosts can be seen, and the job has {hosts.count}"
+            )
         check_division(config, devices)
         if devices == 1:
             self._warn(
@@ -171,7 +227,7 @@ class Worker:
             )
         return Sharding(mesh_of(config.parallel, devices), built.job.sharding)
 
-    def _saver(self, built: Built) -> Saver:
+    def _saver(self, built: Built, hosts: Hosts) -> Saver:
         from runner.backends.state import state_dict_names
         from runner.train.checkpoint import Label
         from runner.train.saver import Saver
@@ -179,7 +235,9 @@ class Worker:
         config = self.config
         facts = {"job": config.job.name, "backend": config.backend.name, **_versions()}
         label = Label(state_dict_names(built.recipe.model), facts)
-        return Saver(self.storage, config.checkpoint, label=label, send=self.send)
+        return Saver(
+            open_storage(self.place), config.checkpoint, label=label, send=self.send, hosts=hosts
+        )
 
     def _warn(self, message: str) -> None:
         self.send(Notice("warning", message))
@@ -235,6 +293,30 @@ class Worker:
             )
 
 
+def _alike(words: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the first host says of the run, if all do the same job."""
+    first, *others = (config_from_json(word["config"]) for word in words)
+    for index, other in enumerate(others, start=1):
+        changed = differences(first, other)
+        if changed:
+            lines = "".join(f"\n  {key}: {a!r} -> {b!r}" for key, (a, b) in changed.items())
+            raise ConfigError(
+                f"every host of a job must be started by the same command; host {index} has "
+                f"another configuration than host 0:{lines}"
+            )
+    return words[0]
+
+
+def _share(mesh: Mesh, hosts: Hosts) -> Share:
+    """What this host reads of every batch."""
+    from runner.train.input import Share
+    from runner.xla.mesh import own_devices
+
+    if hosts.count == 1:
+        return Share()
+    return Share(mesh.batch_parts_on(own_devices()), of=mesh.batch_parts)
+
+
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
 
@@ -252,15 +334,19 @@ def main(arguments: list[str]) -> int:
     for line in sys.stdin:
         request: Mapping[str, Any] = json.loads(line)
         _move(request)
-        storage = open_storage(request["checkpoints"])
         config = config_from_json(request["config"])
         folder = pathlib.Path(request["folder"])
         evaluated = request["evaluated"]
-        worker = Worker(config, storage, writer.send, stop, folder, evaluated, compiled)
+        place = request["checkpoints"]
+        worker = Worker(config, place, writer.send, stop, folder, evaluated, compiled)
         ended = _guarded(worker)
+        if worker.hosts is not None:
+            worker.hosts.leave(ended)
         compiled = worker.compiled
         sys.stdout.flush()
         writer.send(ended)
+        if ended.exit_code and worker.hosts is not None and worker.hosts.count > 1:
+            os._exit(ended.exit_code)  # a thread that still listens to others would abort it
         if ended.exit_code:
             return ended.exit_code
     return int(ExitCode.DONE)

@@ -27,6 +27,7 @@ from runner.config.chips import SLICES
 from runner.config.schema import BatchConfig, HardwareConfig, RayConfig
 from runner.config.trust import TRUST_VARIABLE
 from runner.observe.display import Display
+from runner.record.checkpoints import share
 from runner.record.errors import ConfigError, ExitCode, Fault
 from runner.record.events import Alive, Ended, Event, Started, Steps
 from runner.record.outcome import Result
@@ -198,8 +199,7 @@ class RayStation:
         log: pathlib.Path,
     ) -> Process:
         place, began = str(request["checkpoints"]), time.monotonic()
-        if "://" not in place:
-            pathlib.Path(place).mkdir(parents=True, exist_ok=True)
+        share(place)
         crew = self._fleet.acquire(job.key, asked=lambda: stop.asked)
         if crew is None:
             code = ExitCode.PREEMPTED if stop.terminated else ExitCode.INTERRUPTED

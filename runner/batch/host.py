@@ -22,8 +22,10 @@ from runner.batch.slots import chip_environment
 from runner.batch.workers import WarmWorker
 from runner.config.codec import config_from_json
 from runner.config.hardware import find_hardware
+from runner.config.hosts import this_host
 from runner.config.schema import Config
-from runner.record.errors import CheckpointError, RunnerError
+from runner.record.checkpoints import check_shared
+from runner.record.errors import RunnerError
 from runner.record.events import Event
 
 _VISIBLE = "TPU_VISIBLE_CHIPS"
@@ -120,7 +122,7 @@ class Host:
             process.close()
 
     def _start(self, task: Task) -> Process:
-        _check_storage(str(task.request["checkpoints"]))
+        check_shared(str(task.request["checkpoints"]), among="machines of the cluster")
         with contextlib.suppress(OSError):  # not there on a machine that shares checkpoints alone
             os.chdir(task.folder)
         config = config_from_json(task.request["config"])
@@ -132,19 +134,10 @@ class Host:
         return self._worker.lend(task.request, environment, self._log, key=task.key)
 
 
-def _check_storage(place: str) -> None:
-    """The driver has made the folder; if it is not here, a lost job could not go on elsewhere."""
-    if "://" not in place and not pathlib.Path(place).is_dir():
-        raise CheckpointError(
-            f"checkpoint.root must be storage that all machines of the cluster share, a bucket's "
-            f"URL or a folder on a network file system: this one does not see {place}"
-        )
-
-
 def _environment(config: Config) -> dict[str, str]:
     """Variables of the device; the chips are those that Ray gave to this process."""
     hardware = find_hardware(config.hardware)
-    environment = hardware.environment()
+    environment = hardware.environment() | this_host(config).environment()
     if hardware.kind == "tpu" and os.environ.get(_VISIBLE):
         environment |= chip_environment(os.environ[_VISIBLE])
     return environment

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from runner.config.hosts import Host
 from runner.observe.display import Display
 from runner.record.events import Event
 from runner.record.outcome import Attempt
@@ -72,9 +73,11 @@ class Seat:
         stop: What stops it.
         start: Starts its worker.
         elsewhere: Whether that is on another machine, which looks for its own hardware.
+        host: Which of the job's hosts this machine is.
     """
 
     display: Display
     stop: Stop
     start: Start
     elsewhere: bool = False
+    host: Host = dataclasses.field(default_factory=Host)

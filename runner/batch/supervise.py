@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -23,8 +24,10 @@ from runner.batch.seat import Seat
 from runner.batch.stop import StopSignals
 from runner.config.codec import config_to_json
 from runner.config.hardware import Hardware, find_hardware
-from runner.config.schema import Config, Mode
+from runner.config.hosts import Host, this_host
+from runner.config.schema import Config, Mode, SinksConfig
 from runner.observe.console import Console
+from runner.observe.follower import FollowerDisplay
 from runner.observe.observer import Observer
 from runner.record.checkpoints import location, note_location, open_storage
 from runner.record.errors import ExitCode, Fault, RunnerError
@@ -65,13 +68,17 @@ def supervise(
         config: What to do.
         run_dir: The run folder.
         plan: What the folder records of how it was asked for.
-        seat: Where it takes place, in a batch. Default: alone, at this process's console.
+        seat: Where it takes place, in a batch. Default: alone, at this process's console. On a
+            host that is not the first of its job the run folder is left alone.
 
     Raises:
         BusyError: Another process owns the run folder.
         ConfigError: The folder's checkpoints are of another configuration.
     """
-    with run_dir.lock(), _alone() if seat is None else contextlib.nullcontext(seat) as seat:
+    if seat is None:
+        with _alone(config) as seat, _folder(run_dir, seat.host) as folder:
+            return supervise(config, folder, plan=plan, seat=seat)
+    with run_dir.lock():
         place = location(run_dir, config.checkpoint.root)
         storage = open_storage(place)
         check_resumable(config, run_dir, storage)
@@ -79,7 +86,7 @@ def supervise(
         earlier = earlier_result(run_dir, storage)
         observer = Observer(
             run_dir,
-            config=config,
+            config=config if seat.host.first else dataclasses.replace(config, sinks=SinksConfig()),
             console=seat.display,
             logdir=plan.tensorboard_root,
             earlier=earlier,
@@ -92,13 +99,24 @@ def supervise(
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[Seat]:
-    console = Console()
+def _alone(config: Config) -> Iterator[Seat]:
+    host = this_host(config)
+    display = Console() if host.first else FollowerDisplay(host.index, host.count)
     try:
         with StopSignals() as stop:
-            yield Seat(console, stop, start_child)
+            yield Seat(display, stop, start_child, host=host)
     finally:
-        console.close()
+        display.close()
+
+
+@contextlib.contextmanager
+def _folder(run_dir: RunDir, host: Host) -> Iterator[RunDir]:
+    """The run folder, which the first host has; another makes do with one that goes away."""
+    if host.first:
+        yield run_dir
+        return
+    with tempfile.TemporaryDirectory(prefix=f"runner-host-{host.index}-") as scratch:
+        yield RunDir(pathlib.Path(scratch) / "run")
 
 
 def _write_request(run_dir: RunDir, plan: RunPlan) -> None:
@@ -191,7 +209,7 @@ class _Run:
             timeouts=self._config.timeouts,
             on_started=self._note_start,
             on_saved=self._note_progress,
-        ).run(request, hardware.environment())
+        ).run(request, hardware.environment() | self._seat.host.environment())
 
     def _find_hardware(self) -> Hardware:
         single = self._config.parallel.name == "single"

@@ -9,7 +9,7 @@ from runner.config.schema import TimeoutsConfig
 from runner.record.events import Compiled, Event, Phase, Started
 
 #: Phases before the first step.
-_START = ("starting", "building", "restoring")
+_START = ("starting", "waiting", "building", "restoring")
 _COMPILING = "compiling"
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,12 +21,13 @@ import hydra
 import runner
 from runner.cli import arguments, commands
 from runner.cli.arguments import Arguments
-from runner.cli.batch import plan_batch, show_plan
+from runner.cli.batch import BatchPlan, plan_batch, show_plan
 from runner.cli.help import help_text, no_job_text
 from runner.cli.plugins import register
 from runner.cli.runs import Asked, HydraTask, Runs
 from runner.cli.words import batch_words, command_of, folder_override, refuse_batch_words
 from runner.config.compose import CONFIG_NAME, VERSION_BASE, Composer
+from runner.config.hosts import Host, this_host
 from runner.config.hydra_words import COMPLAINTS, explained
 from runner.config.trust import trusted_packages
 from runner.record.errors import ConfigError, ExitCode, RunnerError
@@ -100,10 +102,21 @@ def _run(asked: Arguments, composer: Composer) -> int:
     if asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides:
         return _run_batch(asked, composer)
     refuse_batch_words(asked.overrides)
-    composer.config(asked.overrides)
+    host = this_host(composer.config(asked.overrides))
     runs = Runs(composer, supervise=_supervise)
-    _through_hydra(asked, composer, runs)
+    with _output_folder(host) as extra:
+        _through_hydra(asked, composer, runs, extra=extra)
     return runs.exit_code
+
+
+@contextlib.contextmanager
+def _output_folder(host: Host) -> Iterator[tuple[str, ...]]:
+    """Overrides for the folder that Hydra makes: on a host that is not the first, one to lose."""
+    if host.first:
+        yield ()
+        return
+    with tempfile.TemporaryDirectory(prefix=f"runner-host-{host.index}-") as scratch:
+        yield (f"hydra.run.dir='{scratch}'",)
 
 
 def _run_batch(asked: Arguments, composer: Composer) -> int:
@@ -112,6 +125,7 @@ def _run_batch(asked: Arguments, composer: Composer) -> int:
     if plan.settings.dry_run:
         show_plan(plan)
         return ExitCode.DONE
+    _refuse_hosts(plan)
     # Imported late: it brings TensorBoard's writer, which a wrong key need not wait for.
     from runner.cli.grid import Grid
 
@@ -124,6 +138,17 @@ def _run_batch(asked: Arguments, composer: Composer) -> int:
     finally:
         runs.show()
     return runs.exit_code
+
+
+def _refuse_hosts(plan: BatchPlan) -> None:
+    """A batch has one parent; the hosts of a slice are Ray's to bring together."""
+    meshed = (job.config for job in plan.jobs if job.config.parallel.name != "single")
+    first = next(meshed, None) if plan.ray is None else None
+    if first is not None and (host := this_host(first)).count > 1:
+        raise ConfigError(
+            f"-m must have hydra/launcher=ray for jobs of several hosts (this is host {host.index} "
+            f"of {host.count}); a single job needs no cluster: start it on every host"
+        )
 
 
 def _supervise(asked: Asked) -> Result:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from runner.config import names
 from runner.config.chips import SLICES
@@ -43,6 +43,19 @@ class Mesh:
     def batch_parts(self) -> int:
         """In how many parts a batch is cut."""
         return math.prod(self.axes[name] for name in self.batch_axes)
+
+    def batch_parts_on(self, devices: Iterable[int]) -> tuple[int, ...]:
+        """The parts of a batch that lie on some of the devices, which are numbered in order."""
+        return tuple(sorted({self._batch_part(device) for device in devices}))
+
+    def _batch_part(self, device: int) -> int:
+        part, inside = 0, self.devices
+        for name, size in self.axes.items():
+            inside //= size
+            at, device = divmod(device, inside)
+            if name != TENSOR:
+                part = part * size + at
+        return part
 
 
 def mesh_of(parallel: ParallelConfig, devices: int) -> Mesh:

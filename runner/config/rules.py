@@ -249,7 +249,7 @@ def _faults(config: Config) -> None:
         raise Mistake(
             "retries.backoff_s", f"retries.backoff_s must be >= 0; got {retries.backoff_s}"
         )
-    for name in ("start_s", "compile_s", "step_s", "grace_s"):
+    for name in ("start_s", "compile_s", "step_s", "grace_s", "hosts_s"):
         _positive(f"timeouts.{name}", getattr(timeouts, name))
 
 

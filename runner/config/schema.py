@@ -228,12 +228,14 @@ class TimeoutsConfig:
         compile_s: Seconds for one compile.
         step_s: Seconds for one step, its wait for data included, and for a batch of evaluation.
         grace_s: Seconds from SIGTERM to the end of the job's process.
+        hosts_s: Seconds that a host of a slice waits for the others to start.
     """
 
     start_s: float = 1800.0
     compile_s: float = 3600.0
     step_s: float = 600.0
     grace_s: float = 25.0
+    hosts_s: float = 600.0
 
 
 @dataclasses.dataclass(frozen=True)

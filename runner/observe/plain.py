@@ -15,6 +15,8 @@ from runner.record.events import Event, Steps
 #: A step's line is due after this many seconds, or this part of the run.
 _EVERY_S = 10.0
 _EVERY_PART = 0.1
+#: Phases that are worth a line: they may take long.
+_SAID = ("compiling", "waiting")
 
 
 class PlainDisplay:
@@ -40,7 +42,7 @@ class PlainDisplay:
             self.say(message)
         elif isinstance(event, Steps):
             self._say_step()
-        elif self._progress.phase != phase and self._progress.phase.startswith("compiling"):
+        elif self._progress.phase != phase and self._progress.phase.startswith(_SAID):
             self.say(self._progress.phase)
 
     def echo(self, line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from runner.record.errors import ConfigError
+from runner.record.errors import CheckpointError, ConfigError
 from runner.record.files import write_atomic
 from runner.record.manifest import MANIFEST, step_of
 from runner.record.rundir import RunDir
@@ -46,6 +46,29 @@ def open_storage(place: str) -> Storage:
     from runner.record.cloud import CloudStorage  # brings fsspec, which most runs do not need
 
     return CloudStorage(place)
+
+
+def share(place: str) -> None:
+    """Make the folder at a place, as `check_shared` wants to see it from other machines."""
+    if "://" not in place:
+        pathlib.Path(place).mkdir(parents=True, exist_ok=True)
+
+
+def check_shared(place: str, *, among: str) -> None:
+    """See that a folder of checkpoints which another machine has made is here, too.
+
+    Args:
+        place: As `location` gives it.
+        among: Which machines share it, for the error.
+
+    Raises:
+        CheckpointError: It is not here.
+    """
+    if "://" not in place and not pathlib.Path(place).is_dir():
+        raise CheckpointError(
+            f"checkpoint.root must be storage that all {among} share, a bucket's URL or a folder "
+            f"on a network file system: this one does not see {place}"
+        )
 
 
 def note_location(run_dir: RunDir, place: str) -> None:

@@ -87,6 +87,33 @@ class Manifest:
         return seal({"schema": SCHEMA, **dataclasses.asdict(self)})
 
 
+def plain(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as plain data."""
+    return dataclasses.asdict(manifest)
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> Manifest:
+    """The manifest of what several hosts have written, each its own pieces.
+
+    Args:
+        parts: What each has written, as `plain` gives it.
+
+    Raises:
+        CheckpointError: Together they are not whole.
+    """
+    first, *others = map(_manifest, parts)
+    if not others:
+        return first
+    tensors = dict(first.tensors)
+    for name, entry in ((n, e) for other in others for n, e in other.tensors.items()):
+        before = tensors[name].pieces if name in tensors else ()
+        tensors[name] = dataclasses.replace(entry, pieces=(*before, *entry.pieces))
+    files = {name: entry for part in (first, *others) for name, entry in part.files.items()}
+    manifest = dataclasses.replace(first, files=files, tensors=tensors)
+    _check(manifest)
+    return manifest
+
+
 def seal(body: Mapping[str, Any]) -> bytes:
     """JSON values together with their SHA-256."""
     text = _canonical(body)

@@ -25,6 +25,7 @@ from runner.record.errors import CheckpointError
 from runner.record.manifest import MANIFEST, FileEntry, Manifest, Piece, TensorEntry, folder_name
 from runner.record.storage import Storage, hash_file
 from runner.train import tensorfile
+from runner.train.hosts import Hosts
 
 #: Files are about this large, so that several can be hashed at once.
 FILE_BYTES = 1 << 28
@@ -34,6 +35,7 @@ _KINDS = {"params": "model", "buffers": "model", "optimizer": "optimizer"}
 
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_ALONE = Hosts()
 
 
 class DamagedError(CheckpointError):
@@ -62,34 +64,71 @@ def save(
     snapshot: Snapshot,
     *,
     label: Label,
+    hosts: Hosts = _ALONE,
     progress: Callable[[], None] = lambda: None,
     file_bytes: int = FILE_BYTES,
 ) -> Saved:
-    """Write a checkpoint and commit it.
+    """Write a checkpoint and commit it. Every host writes what it holds; the first commits all.
 
     Args:
         storage: Where to.
         snapshot: The state.
         label: What the manifest says besides.
+        hosts: Those that hold it together.
         progress: Called now and then while files are written.
         file_bytes: About the size of a file.
 
     Raises:
-        OSError: It could not be written; nothing that was there has changed.
+        OSError: It could not be written, here or by another host; nothing that was there has
+            changed.
     """
     name = folder_name(snapshot.step)
-    layout = _Layout(file_bytes)
-    tensors = {key: layout.add(key, tensor) for key, tensor in snapshot.tensors.items()}
-    folder = storage.begin(name)
-    files = {
-        file: storage.write(folder, file, _telling(tensorfile.parts(content), progress))
-        for file, content in layout.files.items()
-    }
-    manifest = Manifest(snapshot.step, files, tensors, dict(label.state_dict), dict(label.facts))
-    if name in storage.names():  # saved before, at the same step: the same state
-        storage.remove(name)
-    storage.commit(folder, name=name, manifest=manifest.encode())
-    return Saved(name, storage.where(name), manifest.size)
+    folder = _outcome(hosts.settle("begin", None, lambda _: _tried(lambda: storage.begin(name))))
+
+    def write() -> dict[str, Any]:
+        layout = _Layout(file_bytes, host=hosts.index)
+        added = ((key, layout.add(key, tensor)) for key, tensor in snapshot.tensors.items())
+        tensors = {key: entry for key, entry in added if entry is not None}
+        files = {
+            file: storage.write(folder, file, _telling(tensorfile.parts(content), progress))
+            for file, content in layout.files.items()
+        }
+        return manifests.plain(
+            Manifest(snapshot.step, files, tensors, label.state_dict, label.facts)
+        )
+
+    def commit(parts: list[dict[str, Any]]) -> int:
+        manifest = manifests.joined([_outcome(part) for part in parts])
+        if name in storage.names():  # saved before, at the same step: the same state
+            storage.remove(name)
+        storage.commit(folder, name=name, manifest=manifest.encode())
+        return manifest.size
+
+    written = _tried(write)
+    size = _outcome(hosts.settle("commit", written, lambda parts: _tried(lambda: commit(parts))))
+    return Saved(name, storage.where(name), size)
+
+
+def _tried(do: Callable[[], Any]) -> dict[str, Any]:
+    """What came of it as plain data, which the other hosts can be told."""
+    try:
+        return {"made": do()}
+    except OSError as error:
+        if error.errno is None:
+            return {"failed": [str(error)]}
+        file = None if error.filename is None else os.fsdecode(error.filename)
+        return {"failed": [error.errno, error.strerror, file]}
+
+
+def _outcome(tried: Mapping[str, Any]) -> Any:
+    """What came of it, here or on another host.
+
+    Raises:
+        OSError: It failed.
+    """
+    if "failed" in tried:
+        raise OSError(*tried["failed"])
+    return tried["made"]
 
 
 def _telling(parts: Iterator[memoryview], progress: Callable[[], None]) -> Iterator[memoryview]:
@@ -99,18 +138,23 @@ def _telling(parts: Iterator[memoryview], progress: Callable[[], None]) -> Itera
 
 
 class _Layout:
-    """Deals tensors out to files of about one size."""
+    """Deals the tensors of a host out to files of about one size."""
 
-    def __init__(self, file_bytes: int) -> None:
+    def __init__(self, file_bytes: int, *, host: int) -> None:
+        self._host = host
         self.files: dict[str, dict[str, Tensor]] = {}
         self._file_bytes = file_bytes
         self._open: dict[str, str] = {}
         self._filled: dict[str, int] = {}
 
-    def add(self, name: str, tensor: HostTensor) -> TensorEntry:
-        """Give every piece of a tensor a place."""
+    def add(self, name: str, tensor: HostTensor) -> TensorEntry | None:
+        """Give every piece of a tensor a place; None if this host has none to save."""
         kind = _KINDS[name.partition("/")[0]]
-        parts = [part for p in tensor.pieces for part in _split(p, largest=self._file_bytes)]
+        # What every host holds all of is the first one's to save.
+        own = [p for p in tensor.pieces if not self._host or p.values.shape != tensor.shape]
+        if not own:
+            return None
+        parts = [part for p in own for part in _split(p, largest=self._file_bytes)]
         pieces = []
         for number, part in enumerate(parts):
             key = name if len(parts) == 1 else f"{name}#{number}"
@@ -125,7 +169,8 @@ class _Layout:
         file = self._open.get(kind)
         if file is None or self._filled[file] + size > self._file_bytes:
             number = sum(name.startswith(kind) for name in self.files)
-            file = self._open[kind] = f"{kind}-{number:05}.safetensors"
+            start = f"{kind}-{self._host}" if self._host else kind
+            file = self._open[kind] = f"{start}-{number:05}.safetensors"
             self.files[file], self._filled[file] = {}, 0
         self._filled[file] += size
         return file

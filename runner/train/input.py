@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -103,6 +104,51 @@ class Prefetcher(Generic[T]):
         self._thread.join(CLOSE_TIMEOUT_S)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What this host reads of every batch: the parts that its own devices take.
+
+    Attributes:
+        parts: Their numbers.
+        of: In how many parts of one size a batch is cut; 1 if this host reads all of it.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def read(
+        self,
+        source: jobs.base.Source,
+        indices: npt.NDArray[np.int64],
+        rng_of: Callable[[int], np.random.Generator | None],
+    ) -> Tensors:
+        """The batch with the examples of this host in their places; the others' are zeros.
+
+        A part is the same whichever host reads it.
+
+        Args:
+            source: Where the examples come from.
+            indices: Of the whole batch, which divides into the parts.
+            rng_of: From a part's number to the randomness of its augmentation.
+
+        Raises:
+            DataError: An example cannot be read.
+        """
+        if self.of == 1:
+            return read(source, indices, rng=rng_of(0))
+        size = len(indices) // self.of
+        batch: Tensors = {}
+        for part in self.parts:
+            rows = slice(part * size, (part + 1) * size)
+            for name, own in read(source, indices[rows], rng=rng_of(part)).items():
+                if name not in batch:
+                    # Pages that nobody touches take no memory.
+                    array = np.zeros((len(indices), *own.shape[1:]), dtype=own.numpy().dtype)
+                    batch[name] = torch.from_numpy(array)
+                batch[name][rows] = own
+        return batch
+
+
 @dataclasses.dataclass
 class InputPipeline:
     """The training batches of a run, in order; entered, it prepares them ahead.
@@ -114,6 +160,7 @@ class InputPipeline:
         last_step: Completed updates after the last batch.
         place: Moves a batch to the device.
         depth: Batches that are kept ready there.
+        share: What this host reads of them.
         clock: Monotonic seconds.
     """
 
@@ -123,6 +170,7 @@ class InputPipeline:
     last_step: int
     place: Callable[[Tensors], Tensors]
     depth: int
+    share: Share = dataclasses.field(default_factory=Share)
     clock: Callable[[], float] = time.monotonic
     _prefetcher: Prefetcher[Tensors] = dataclasses.field(init=False, repr=False)
 
@@ -133,7 +181,8 @@ class InputPipeline:
             DataError: An example cannot be read.
         """
         for step in range(self.first_step, self.last_step):
-            yield self.place(read(self.source, self.order.indices(step), rng=self.order.rng(step)))
+            rng_of = functools.partial(self.order.rng, step)
+            yield self.place(self.share.read(self.source, self.order.indices(step), rng_of))
 
     def __enter__(self) -> Prefetcher[Tensors]:
         self._prefetcher = Prefetcher(self.batches(), depth=self.depth, clock=self.clock)
@@ -148,10 +197,13 @@ class InputPipeline:
         self._prefetcher.close()
 
 
+_ALL = Share()
+
+
 def evaluation_batches(
-    source: jobs.base.Source, batch_size: int
+    source: jobs.base.Source, batch_size: int, *, share: Share = _ALL
 ) -> Iterator[tuple[Tensors, Tensor]]:
-    """Every example once, in order, in batches of one size on the host.
+    """Every example once, in order, in batches of one size on the host, of each its share.
 
     Yields:
         A batch, and a float32 mask of shape [batch_size] that is 1 where an example counts: the
@@ -163,7 +215,7 @@ def evaluation_batches(
     examples = len(source)
     for start in range(0, examples, batch_size):
         wanted = np.arange(start, start + batch_size, dtype=np.int64)
-        batch = read(source, np.minimum(wanted, examples - 1), rng=None)
+        batch = share.read(source, np.minimum(wanted, examples - 1), lambda part: None)
         yield batch, torch.from_numpy((wanted < examples).astype(np.float32))
 
 

@@ -21,14 +21,15 @@ from runner.record.errors import CheckpointError, NonFiniteError, StopRequested
 from runner.record.events import Evaluated, Event, Notice, Phase, StepRecord, Steps
 from runner.train.build import Built, example_batch
 from runner.train.clock import FinishedStep, StepClock
-from runner.train.input import InputPipeline, evaluation_batches
+from runner.train.hosts import Hosts
+from runner.train.input import InputPipeline, Share, evaluation_batches
 from runner.train.order import BatchOrder
 from runner.train.profiler import Profiler
 from runner.train.pulse import Pulse
 from runner.train.saver import Saver
 from runner.train.schedule import learning_rate
 from runner.train.show import Show
-from runner.train.signals import StopFlag
+from runner.train.signals import StopFlag, stop_error
 
 #: Seconds between two readings of memory in use.
 _MEMORY_EVERY_S = 1.0
@@ -50,6 +51,8 @@ class Training:
         evaluated: The step of the newest evaluation that is recorded.
         compiled_before: What XLA had compiled in this process before the job: a count and
             seconds.
+        hosts: Those that train together.
+        share: What this one reads of every batch.
     """
 
     config: Config
@@ -62,6 +65,8 @@ class Training:
     step: int = 0
     evaluated: int = 0
     compiled_before: tuple[int, float] = (0, 0.0)
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)
+    share: Share = dataclasses.field(default_factory=Share)
     pulse: Pulse = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,11 +91,13 @@ class Training:
             self.profiler as profiler,
         ):
             while self.step < self.config.steps:
-                if self.stop.requested:
+                # sync: several hosts do what they have agreed on, or they would part here
+                stop, save = self.hosts.largest(self.stop.number, self.saver.due(self.step))
+                if stop:
                     clock.drain()  # sync: the end of the run
-                    raise self.stopped()
+                    raise self.stopped(stop)
 
-                if self.saver.due(self.step):
+                if save:
                     clock.drain()  # sync: before a pause; a loss that is lost is not saved
                     self.saver.save(self.step, self.backend.snapshot)
                     clock.resume()
@@ -133,22 +140,24 @@ class Training:
             last_step=config.steps,
             place=self.backend.place,
             depth=config.data.prefetch * self.backend.steps_per_call,
+            share=self.share,
         )
 
-    def stopped(self) -> StopRequested:
-        """Save the state and say why the run ends early."""
+    def stopped(self, number: int) -> StopRequested:
+        """Save the state and say why the run ends early: by which signal."""
         self.send(Phase("saving"))
         try:
             self.saver.finish(self.step, self.backend.snapshot)
         except CheckpointError as error:
             self.send(Notice("warning", f"stopping without a checkpoint of this step: {error}"))
-        return self.stop.error(self.step)
+        return stop_error(number, self.step)
 
     def _go_on(self) -> None:
         """Between two parts of an evaluation: show life, and stop if asked to."""
         self.pulse.beat(self.step)
-        if self.stop.requested:
-            raise self.stopped()
+        (stop,) = self.hosts.largest(self.stop.number)
+        if stop:
+            raise self.stopped(stop)
 
     def lr(self, step: int) -> float:
         """Learning rate of the update after `step` completed ones."""
@@ -181,11 +190,13 @@ class Training:
         sums: list[Mapping[str, Tensor]] = []
         batch_size = self.config.job.eval_batch_size
         show = Show(self.built, batches=math.ceil(len(source) / batch_size))
-        for arrays, mask in evaluation_batches(source, batch_size):
+        for arrays, mask in evaluation_batches(source, batch_size, share=self.share):
             placed = self.backend.place({**arrays, "mask": mask})
             mask_on_device = placed.pop("mask")
             found = self.backend.eval_step(placed, mask_on_device)
-            show.take(arrays, found.pop(PREDICTED, None), examples=int(mask.sum()))
+            predicted = found.pop(PREDICTED, None)
+            if self.hosts.count == 1:  # no host has the others' examples
+                show.take(arrays, predicted, examples=int(mask.sum()))
             sums.append(found)
             self._go_on()
         totals = dict.fromkeys(sums[0], 0.0)

@@ -64,11 +64,11 @@ class BatchOrder:
         start = position * self.batch_size
         return self._permutation[start : start + self.batch_size]
 
-    def rng(self, step: int) -> np.random.Generator:
-        """Randomness for the augmentation of that update's batch."""
-        return self._rng(_Stream.AUGMENTATION, step)
+    def rng(self, step: int, part: int = 0) -> np.random.Generator:
+        """Randomness for the augmentation of that update's batch, or of a part of it."""
+        return self._rng(_Stream.AUGMENTATION, step, *([part] if part else []))
 
-    def _rng(self, stream: _Stream, number: int) -> np.random.Generator:
+    def _rng(self, stream: _Stream, *numbers: int) -> np.random.Generator:
         return np.random.default_rng(
-            np.random.SeedSequence(self.seed, spawn_key=(int(stream), number))
+            np.random.SeedSequence(self.seed, spawn_key=(int(stream), *numbers))
         )

@@ -21,10 +21,12 @@ from runner.record.events import CheckpointSaved, Event, Notice, Saving
 from runner.record.manifest import folder_name
 from runner.record.storage import Storage
 from runner.train.checkpoint import Label, Saved, save
+from runner.train.hosts import Hosts
 from runner.train.pulse import Pulse
 
 #: Seconds between two tries to save the last state of a run.
 _RETRY_S = 1.0
+_ALONE = Hosts()
 
 
 class Saver:
@@ -35,6 +37,7 @@ class Saver:
         config: When to save and what to keep.
         label: What goes into every manifest.
         send: Where events go.
+        hosts: Those that hold the state together; the first tidies up.
         clock: Monotonic seconds.
     """
 
@@ -45,12 +48,14 @@ class Saver:
         *,
         label: Label,
         send: Callable[[Event], None],
+        hosts: Hosts = _ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
         self._config = config
         self._label = label
         self._send = send
+        self._hosts = hosts
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -148,6 +153,7 @@ class Saver:
                 self._storage,
                 snapshot,
                 label=self._label,
+                hosts=self._hosts,
                 progress=lambda: self._pulse.beat(snapshot.step),
             )
             self._done(snapshot.step, saved, paused_s=paused_s, write_s=self._clock() - began)
@@ -161,7 +167,8 @@ class Saver:
         self._saved_step = step
         self._send(CheckpointSaved(step, saved.where, saved.bytes, paused_s, write_s))
         try:
-            self._prune()
+            if self._hosts.first:
+                self._prune()
         except OSError as error:
             self._send(Notice("warning", f"an old checkpoint could not be removed: {error}"))
 
@@ -172,8 +179,9 @@ class Saver:
                 self._storage.remove(folder_name(step))
 
     def _failed(self, step: int, error: OSError) -> None:
-        with contextlib.suppress(OSError):
-            self._storage.clean()
+        if self._hosts.first:
+            with contextlib.suppress(OSError):
+                self._storage.clean()
         self._failures += 1
         limit = self._config.failures
         told = f"the checkpoint of step {step} could not be written: {error}"
@@ -190,8 +198,9 @@ class Saver:
 def _check_finite(snapshot: Snapshot) -> None:
     """A state that is lost already must not take the place of a good one."""
     for name, tensor in snapshot.tensors.items():
-        if not name.startswith("params/") or not tensor.dtype.is_floating_point:
+        if not name.startswith("params/"):
             continue
+        # Whole numbers are finite; a host may hold no piece of a tensor.
         if not all(bool(torch.isfinite(piece.values).all()) for piece in tensor.pieces):
             raise NonFiniteError(
                 f"parameters must be finite numbers; {name.partition('/')[2]} was not after "

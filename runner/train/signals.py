@@ -13,10 +13,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
-    """Whether the run has been asked to stop, and how."""
+    """Whether the run has been asked to stop, and how.
+
+    Attributes:
+        number: The signal that asked, or 0.
+    """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.number = 0
 
     def install(self) -> None:
         """Take SIGTERM (preemption) and SIGINT (Ctrl-C). Main thread only."""
@@ -26,20 +30,16 @@ class StopFlag:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        self.number = number
 
-    @property
-    def requested(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._signal is not None
 
-    def error(self, step: int) -> StopRequested:
-        """The error that ends a run which was asked to stop after `step` updates."""
-        if self._signal == signal.SIGTERM:
-            return StopRequested(
-                f"preempted by SIGTERM after step {step}", exit_code=ExitCode.PREEMPTED
-            )
-        return StopRequested(f"interrupted after step {step}", exit_code=ExitCode.INTERRUPTED)
+def stop_error(number: int, step: int) -> StopRequested:
+    """The error that ends a run which a signal has asked to stop after `step` updates."""
+    if number == signal.SIGTERM:
+        return StopRequested(
+            f"preempted by SIGTERM after step {step}", exit_code=ExitCode.PREEMPTED
+        )
+    return StopRequested(f"interrupted after step {step}", exit_code=ExitCode.INTERRUPTED)
 
 
 def die_with_parent(parent: int) -> None:

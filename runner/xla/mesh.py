@@ -58,6 +58,17 @@ def device_count() -> int:
         return int(torch_xla.runtime.global_runtime_device_count())
 
 
+def process_count() -> int:
+    """Processes that the runtime's devices belong to, one a host."""
+    return int(torch_xla.runtime.process_count())
+
+
+def own_devices() -> list[int]:
+    """Numbers of this host's devices among all."""
+    names: list[str] = binding._xla_get_runtime_devices()
+    return [int(name.rpartition(":")[2]) for name in names]
+
+
 class DeviceMesh:
     """All devices, in a box with named axes.
 
@@ -133,8 +144,13 @@ def _cut_pieces(tensors: list[Tensor]) -> list[list[Piece]]:
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Whole copies on the host, put together there: no device ever holds more than its part.
 
+    On several hosts, all of which must ask, the runtime puts them together on the devices.
+
     sync: waits until the programs that make them have ended.
     """
+    if process_count() > 1:
+        copies: list[Tensor] = binding._xla_get_cpu_tensors(list(tensors))
+        return copies
     return [_joined(tensor, parts) for tensor, parts in zip(tensors, pieces(tensors), strict=True)]
 
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 Tree = dict[str, Any]
 Shape = tuple[int, ...]
@@ -43,13 +45,24 @@ class Twin:
     loss: Loss
     optimizer: optax.GradientTransformation
 
-    def lowered(self, layers: int) -> Any:
-        """The jitted step, lowered for a TPU."""
+    def lowered(self, layers: int, mesh: Mesh | None = None) -> Any:
+        """The jitted step, lowered for a TPU; over the axis of a mesh the batch is cut."""
+        whole, cut = (NamedSharding(mesh, P(*axes)) if mesh else None for axes in ((), ("data",)))
+
+        def described(tree: Any, sharding: NamedSharding | None) -> Any:
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+            )
+
         params, stats = (
-            {name: jax.ShapeDtypeStruct(shape, F32) for name, shape in shapes.items()}
+            {
+                name: jax.ShapeDtypeStruct(shape, F32, sharding=whole)
+                for name, shape in shapes.items()
+            }
             for shapes in self.shapes(layers)
         )
-        state = jax.eval_shape(self.optimizer.init, params)
+        state = described(jax.eval_shape(self.optimizer.init, params), whole)
+        batch = described(self.batch, cut)
 
         def step(params: Tree, stats: Tree, state: Any, batch: Tree) -> tuple[Any, ...]:
             gradient = jax.value_and_grad(self.loss, has_aux=True)
@@ -58,7 +71,7 @@ class Twin:
             updates, state = self.optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), stats, state, (loss, norm)
 
-        traced = jax.jit(step, donate_argnums=(0, 1, 2)).trace(params, stats, state, self.batch)
+        traced = jax.jit(step, donate_argnums=(0, 1, 2)).trace(params, stats, state, batch)
         return traced.lower(lowering_platforms=("tpu",))
 
     def parameters(self, layers: int) -> int:
