@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import pytest
 
@@ -74,3 +75,30 @@ def test_batch_norms_are_cut_with_the_batch(tmp_path: pathlib.Path) -> None:
     assert sent(found) == {"all-reduce"}
     weights = 4 * found.parameters
     assert sum(one.bytes for one in found.collectives) < 1.1 * weights
+
+
+@pytest.mark.parametrize(
+    ("slice", "too_wide", "fitting"),
+    [
+        (("hardware=v5e-1",), 37888, 36864),
+        (("hardware=v5e-4", "parallel=fsdp"), 75776, 73728),
+    ],
+)
+def test_a_job_that_is_a_little_too_large_is_caught_with_the_compilers_numbers(
+    tmp_path: pathlib.Path, slice: tuple[str, ...], too_wide: int, fitting: int
+) -> None:
+    """And its neighbour, some percent smaller, is not."""
+    mlp = ["job=mlp", "model.depth=1", "optim=adamw", "job.eval_batch_size=32", *slice]
+    large = judged([*mlp, f"model.width={too_wide}", "preflight.dump=true"], tmp_path)
+    small = judged([*mlp, f"model.width={fitting}"], tmp_path)
+    assert (large.fits, small.fits) == (False, True)
+    used = re.search(
+        r"Used ([\d.]+)G of 15.75G hbm", (tmp_path / "compiler_report.txt").read_text()
+    )
+    assert used is not None
+    assert large.hbm.total / 2**30 == pytest.approx(float(used[1]), rel=0.01)
+    assert large.hbm.capacity == small.hbm.capacity == int(15.75 * 2**30)
+    assert 0 < large.hbm.total - large.hbm.capacity < 0.05 * large.hbm.capacity
+    assert 0 < small.hbm.capacity - small.hbm.total < 0.05 * small.hbm.capacity
+    for one in (large, small):
+        assert one.hbm.arguments == pytest.approx(one.arguments_bytes, rel=0.01)

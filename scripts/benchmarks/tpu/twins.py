@@ -209,7 +209,9 @@ class _BatchNorm:
             key = f"{name}.{kind}"
             self.after[key] = 0.9 * self._stats[key] + 0.1 * value
         scale = lax.rsqrt(variance + 1e-5) * self._params[f"{name}.scale"]
-        return ((wide - mean) * scale + self._params[f"{name}.bias"]).astype(x.dtype)
+        # Keras's form: flax's (x - mean) * scale + bias overflows libtpu 0.0.21's stack on v6e.
+        shift = self._params[f"{name}.bias"] - mean * scale
+        return (wide * scale + shift).astype(x.dtype)
 
 
 _WIDTHS = (64, 128, 256, 512)
