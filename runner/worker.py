@@ -35,6 +35,7 @@ from runner.record.events import (
     Notice,
     Phase,
     Planned,
+    Preflighted,
     Started,
 )
 from runner.record.pipe import EventWriter
@@ -242,6 +243,17 @@ class Worker:
     def _warn(self, message: str) -> None:
         self.send(Notice("warning", message))
 
+    def recall(self) -> bool:
+        """Whether a preflight's verdict is known already; it is sent then."""
+        if self.config.mode is not Mode.preflight:
+            return False
+        from runner.preflight.recall import recalled
+
+        report = recalled(self.config)
+        if report is not None:
+            self.send(Preflighted(report.to_json()))
+        return report is not None
+
     def _preflight(self) -> None:
         from runner.preflight.run import Described, Preflight
         from runner.train.build import describe, described_batch
@@ -366,6 +378,8 @@ def _move(request: Mapping[str, Any]) -> None:
 def _guarded(worker: Worker) -> Ended:
     """Run to the end, whatever that is."""
     try:
+        if worker.recall():
+            return Ended(int(ExitCode.DONE), "", worker.step)
         # torch is imported here and not above, so that a bad request fails first.
         from runner.train.contain import contained
 

@@ -271,3 +271,12 @@ def test_a_batch_of_jobs_of_several_hosts_is_rays(tmp_path: pathlib.Path) -> Non
         codes, said = pod.all_ended()
     assert codes == [64, 64]
     assert "-m must have hydra/launcher=ray" in said[0]
+
+
+def test_a_job_of_one_chip_waits_for_nobody(tmp_path: pathlib.Path) -> None:
+    """Each host then has a job of its own, in the folder that it names."""
+    command = (*SETTINGS, "parallel=single", "hardware.devices=1", "steps=2", "hydra.run.dir=run-1")
+    with Pod(tmp_path, command).start(1) as pod:
+        code, said = pod.ended(1)
+    assert code == 0, said
+    assert len(losses(tmp_path / "run-1")) == 2

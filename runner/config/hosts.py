@@ -47,9 +47,7 @@ class Host:
         return self.index == 0
 
     def environment(self) -> dict[str, str]:
-        """Variables by which a worker knows it."""
-        if self.count == 1:
-            return {}
+        """Variables by which a worker knows it, whatever those of this process say."""
         return {INDEX: str(self.index), COUNT: str(self.count), COORDINATOR: self.coordinator}
 
     @staticmethod
@@ -64,14 +62,13 @@ class Host:
         }
         if not given:
             return None
-        address, colon, port = given.get(COORDINATOR, "").rpartition(":")
+        address, _, port = given.get(COORDINATOR, "").rpartition(":")
         try:
-            host = Host(int(given[INDEX]), int(given[COUNT]), given[COORDINATOR])
+            host = Host(int(given[INDEX]), int(given[COUNT]), given.get(COORDINATOR, ""))
+            sound = host == Host() or bool(address and port.isdigit())
         except (KeyError, ValueError):
-            host = None
-        if host is None or not (
-            0 <= host.index < host.count and colon and address and port.isdigit()
-        ):
+            host, sound = Host(), False
+        if not sound or not 0 <= host.index < host.count:
             raise ConfigError(
                 f"{INDEX}, {COUNT} and {COORDINATOR} must be set together: a host's number from 0, "
                 f"the number of hosts, and HOST:PORT of the first; got {given}"

@@ -76,10 +76,10 @@ class VerdictCache:
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
 
-    def find(self, question: Question) -> PreflightReport | None:
-        """The report on the question, if it was asked before."""
+    def find(self, key: str) -> PreflightReport | None:
+        """The report on the question with this key, if it was asked before."""
         try:
-            plain = json.loads(self._path(question).read_text())
+            plain = json.loads(self._path(key).read_text())
             return dataclasses.replace(report_from_json(plain), cached=True)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -88,9 +88,9 @@ class VerdictCache:
         """Remember a report. A cache that cannot be written is no reason to fail."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._path(question), json.dumps(report.to_json()))
+            write_atomic(self._path(question.key), json.dumps(report.to_json()))
         except OSError:
             return
 
-    def _path(self, question: Question) -> pathlib.Path:
-        return self._folder / f"{question.key}.json"
+    def _path(self, key: str) -> pathlib.Path:
+        return self._folder / f"{key}.json"

@@ -19,6 +19,7 @@ from runner.preflight import verdict
 from runner.preflight.cache import Question, VerdictCache, cache_folder
 from runner.preflight.hlo import Module
 from runner.preflight.layout import shardings
+from runner.preflight.recall import Recall, watched
 from runner.preflight.tpu_compiler import (
     CompilerError,
     Port,
@@ -104,14 +105,15 @@ class Preflight:
             BackendError: The step cannot be traced or compiled.
         """
         self.send(Phase("tracing"))
-        described = self.describe(config)
         target, mesh = SLICES[config.hardware.name], _mesh(config)
         shape = target.shape if mesh.devices > 1 else (1,) * len(target.shape)
-        sharding = Sharding(mesh, described.rules)
-        try:
-            step = trace(described.recipe, described.batch, sharding=sharding)
-        except LoweringError as error:
-            raise BackendError(_not_lowered(error)) from error
+        with watched() as read:
+            described = self.describe(config)
+            sharding = Sharding(mesh, described.rules)
+            try:
+                step = trace(described.recipe, described.batch, sharding=sharding)
+            except LoweringError as error:
+                raise BackendError(_not_lowered(error)) from error
         subject = Subject(
             step=step,
             hardware=target.name,
@@ -126,12 +128,14 @@ class Preflight:
         )
         source = _source(subject, mesh)
         cache, question = VerdictCache(cache_folder()), _question(subject, source)
-        known = cache.find(question) if config.preflight.cache else None
+        known = cache.find(question.key) if config.preflight.cache else None
         if known is not None:
+            Recall(config).keep(question.key, read)
             return known
         self.send(Phase("compiling", f"for {target.name}"))
         report = self._compiled(subject, source, dump=config.preflight.dump)
         cache.keep(question, report)
+        Recall(config).keep(question.key, read)
         return report
 
     def _compiled(self, subject: Subject, source: Source, *, dump: bool) -> PreflightReport:

@@ -95,7 +95,10 @@ def test_a_slice_of_one_host_is_one_host(
     host = this_host(meshed, machine=tpu_vm(tmp_path, 4), environment=metadata["variables"])
     assert host == Host()
     assert host.first
-    assert host.environment() == {}
+
+
+def test_a_worker_of_a_job_alone_is_told_so_whatever_the_shell_says() -> None:
+    assert Host.told({**TOLD, **Host().environment()}) == Host()
 
 
 def test_a_host_of_a_slice_that_nothing_tells_of_is_no_host_alone(
