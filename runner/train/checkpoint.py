@@ -25,7 +25,7 @@ from runner.record.errors import CheckpointError
 from runner.record.manifest import MANIFEST, FileEntry, Manifest, Piece, TensorEntry, folder_name
 from runner.record.storage import Storage, hash_file
 from runner.train import tensorfile
-from runner.train.hosts import Hosts
+from runner.train.hosts import ALONE, Hosts
 
 #: Files are about this large, so that several can be hashed at once.
 FILE_BYTES = 1 << 28
@@ -35,7 +35,6 @@ _KINDS = {"params": "model", "buffers": "model", "optimizer": "optimizer"}
 
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_ALONE = Hosts()
 
 
 class DamagedError(CheckpointError):
@@ -64,7 +63,7 @@ def save(
     snapshot: Snapshot,
     *,
     label: Label,
-    hosts: Hosts = _ALONE,
+    hosts: Hosts = ALONE,
     progress: Callable[[], None] = lambda: None,
     file_bytes: int = FILE_BYTES,
 ) -> Saved:

@@ -53,9 +53,6 @@ _HEAR_S = 3.0
 _WORD_BYTES = 4096
 
 
-_ALONE = Host()
-
-
 class Hosts:
     """The hosts of a job as one of them sees them; of a host alone every answer is its own.
 
@@ -65,7 +62,7 @@ class Hosts:
         first: Whether this is the one that writes what there is one of.
     """
 
-    def __init__(self, host: Host = _ALONE) -> None:
+    def __init__(self, host: Host) -> None:
         self.index, self.count, self.first = host.index, host.count, host.first
 
     def largest(self, *values: int) -> list[int]:
@@ -89,6 +86,10 @@ class Hosts:
 
     def leave(self, ended: Ended) -> None:
         """Tell the others how this host's part ended; if well, wait for theirs."""
+
+
+#: A host that trains by itself.
+ALONE = Hosts(Host())
 
 
 class Peers(Hosts):
@@ -207,7 +208,7 @@ def join(
         DeviceBusyError: Some have not come in time.
     """
     if host.count == 1:
-        return Hosts(host)
+        return ALONE
     deadline = clock() + timeout_s
     while True:
         store = _reach(host)

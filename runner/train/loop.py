@@ -21,7 +21,7 @@ from runner.record.errors import CheckpointError, NonFiniteError, StopRequested
 from runner.record.events import Evaluated, Event, Notice, Phase, StepRecord, Steps
 from runner.train.build import Built, example_batch
 from runner.train.clock import FinishedStep, StepClock
-from runner.train.hosts import Hosts
+from runner.train.hosts import ALONE, Hosts
 from runner.train.input import InputPipeline, Share, evaluation_batches
 from runner.train.order import BatchOrder
 from runner.train.profiler import Profiler
@@ -65,7 +65,7 @@ class Training:
     step: int = 0
     evaluated: int = 0
     compiled_before: tuple[int, float] = (0, 0.0)
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)
+    hosts: Hosts = ALONE
     share: Share = dataclasses.field(default_factory=Share)
     pulse: Pulse = dataclasses.field(init=False)
 

@@ -17,14 +17,12 @@ from runner.record.errors import CheckpointError
 from runner.record.manifest import folder_name
 from runner.record.storage import Storage
 from runner.train.checkpoint import DamagedError, load, state_of
-from runner.train.hosts import Hosts
+from runner.train.hosts import ALONE, Hosts
 
 #: What a checkpoint that was found to be damaged is renamed to.
 CORRUPT = "corrupt"
 
 Warn = Callable[[str], None]
-
-_ALONE = Hosts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,7 @@ class _Start:
 
 
 def restore(
-    backend: Backend, config: Config, *, own: Storage, warn: Warn, hosts: Hosts = _ALONE
+    backend: Backend, config: Config, *, own: Storage, warn: Warn, hosts: Hosts = ALONE
 ) -> int:
     """Load what the run is to start from into the backend; returns the completed updates.
 

@@ -21,12 +21,11 @@ from runner.record.events import CheckpointSaved, Event, Notice, Saving
 from runner.record.manifest import folder_name
 from runner.record.storage import Storage
 from runner.train.checkpoint import Label, Saved, save
-from runner.train.hosts import Hosts
+from runner.train.hosts import ALONE, Hosts
 from runner.train.pulse import Pulse
 
 #: Seconds between two tries to save the last state of a run.
 _RETRY_S = 1.0
-_ALONE = Hosts()
 
 
 class Saver:
@@ -48,7 +47,7 @@ class Saver:
         *,
         label: Label,
         send: Callable[[Event], None],
-        hosts: Hosts = _ALONE,
+        hosts: Hosts = ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage = storage
