@@ -13,14 +13,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
-    """Whether the run has been asked to stop, and how.
-
-    Attributes:
-        number: The signal that asked, or 0.
-    """
+    """Whether the run has been asked to stop, and how."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self._number = 0
+
+    @property
+    def number(self) -> int:
+        """The signal that asked, or 0."""
+        return self._number
 
     def install(self) -> None:
         """Take SIGTERM (preemption) and SIGINT (Ctrl-C). Main thread only."""
@@ -30,7 +31,7 @@ class StopFlag:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
+        self._number = number
 
 
 def stop_error(number: int, step: int) -> StopRequested:

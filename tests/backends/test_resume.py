@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import signal
 import shutil
 
 import pytest
@@ -158,16 +159,16 @@ def test_saving_leaves_the_numbers_as_they_are(tmp_path: pathlib.Path) -> None:
 
 
 class StopAt(StopFlag):
-    """Asks for a stop at the call of `requested` with this number."""
+    """Asks for a stop when it is looked at for so many times."""
 
     def __init__(self, call: int) -> None:
         super().__init__()
         self._calls, self._at = 0, call
 
     @property
-    def requested(self) -> bool:
+    def number(self) -> int:
         self._calls += 1
-        return self._calls == self._at
+        return signal.SIGTERM if self._calls == self._at else 0
 
 
 @pytest.mark.parametrize("backend", ["openxla_step", "lazy"])
