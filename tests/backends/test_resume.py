@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import signal
 import shutil
+import signal
 
 import pytest
 import torch
