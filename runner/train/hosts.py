@@ -50,7 +50,12 @@ _NOTICE_S = {ExitCode.PREEMPTED: 60.0, ExitCode.INTERRUPTED: 60.0}
 _SHORT_NOTICE_S = 2.0
 #: Seconds in which an error that may be another host's death seen from here shows as that.
 _HEAR_S = 3.0
+#: Seconds for the hosts' lines to each other.
+_CONNECT_S = 120.0
+_COMPLETE = "complete"
 _WORD_BYTES = 4096
+#: Characters of a reason that fit in there, whatever they are: JSON takes up to six bytes for one.
+_REASON = 600
 
 
 class Hosts:
@@ -116,6 +121,7 @@ class Peers(Hosts):
         ballot = torch.tensor(values)
         options = AllreduceOptions()
         options.reduceOp = ReduceOp.MAX  # type: ignore[assignment]
+        options.timeout = _FOREVER
         self._votes.allreduce([ballot], options).wait()
         found: list[int] = ballot.tolist()
         return found
@@ -152,7 +158,10 @@ class Peers(Hosts):
 
     def _group(self, name: str) -> Any:  # torch's stubs lack its methods
         return ProcessGroupGloo(
-            PrefixStore(name, self._store), self.index, self.count, timeout=_FOREVER
+            PrefixStore(name, self._store),
+            self.index,
+            self.count,
+            timeout=datetime.timedelta(seconds=_CONNECT_S),
         )
 
     def _watch(self, other: int) -> threading.Thread:
@@ -166,7 +175,7 @@ class Peers(Hosts):
         """Wait for a host's last word; the first passes a bad one on, since it alone hears all."""
         word = torch.zeros(_WORD_BYTES, dtype=torch.uint8)
         try:
-            self._farewells.recv([word], other, 0).wait()
+            self._farewells.recv([word], other, 0).wait(_FOREVER)
             ended = _ended(word)
         except RuntimeError:
             ended = Ended(
@@ -200,7 +209,7 @@ def join(
     Args:
         host: Which one this is.
         timeout_s: How long to wait for them.
-        waiting: Called about every second with what is waited for.
+        waiting: Called now and then with what is waited for.
         on_lost: See `Peers`.
         clock: Monotonic seconds.
 
@@ -212,17 +221,24 @@ def join(
     deadline = clock() + timeout_s
     while True:
         store = _reach(host)
-        # The rest of an attempt that has just failed may listen there still: it knows us.
-        if store is not None and store.add(f"joined/{host.index}", 1) == 1:
-            break
+        # What is left of an attempt that has just failed may listen there still. Who comes for a
+        # second time while others are awaited has ended meanwhile and was started again.
+        if store is not None:
+            came_before = store.add(f"joined/{host.index}", 1) > 1
+            if not (came_before and store.check([_COMPLETE])):
+                break
         _wait(f"host 0 at {host.coordinator}", host, deadline, waiting, clock)
     expected = [f"joined/{index}" for index in range(host.count)]
-    while True:
-        missing = [index for index, key in enumerate(expected) if not store.check([key])]
-        if not missing:
-            return Peers(host, store, on_lost)
+    while missing := [index for index, key in enumerate(expected) if not store.check([key])]:
         named = ", ".join(str(index) for index in missing)
         _wait(f"host {named} of {host.count}", host, deadline, waiting, clock)
+    store.set(_COMPLETE, "yes")
+    try:
+        return Peers(host, store, on_lost)
+    except RuntimeError as error:
+        raise DeviceBusyError(
+            f"host {host.index}: the hosts of the job have met and do not reach each other: {error}"
+        ) from error
 
 
 def _reach(host: Host) -> TCPStore | None:
@@ -265,7 +281,7 @@ def _json(store: Store, key: str) -> Json:
 
 
 def _word(ended: Ended) -> Tensor:
-    plain = [ended.exit_code, ended.reason[:1000], ended.step, ended.fault]
+    plain = [ended.exit_code, ended.reason[:_REASON], ended.step, ended.fault]
     said = json.dumps(plain).encode()
     word = torch.zeros(_WORD_BYTES, dtype=torch.uint8)
     word[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)

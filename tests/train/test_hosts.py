@@ -111,6 +111,38 @@ def test_who_is_missing_is_named(index: int, whom: str) -> None:
     assert waited[0].startswith(whom)
 
 
+def test_who_ends_and_comes_again_while_others_are_awaited_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{listening.getsockname()[1]}"
+
+    def come(index: int, *, timeout_s: float) -> Hosts:
+        host = Host(index, COUNT, coordinator)
+        return join(
+            host, timeout_s=timeout_s, waiting=lambda whom: None, on_lost=lambda ended: None
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(COUNT) as pool:
+        first = pool.submit(come, 0, timeout_s=60)
+        with pytest.raises(DeviceBusyError, match="host 2 of 3 has not come"):
+            come(1, timeout_s=1)
+        others = [pool.submit(come, index, timeout_s=60) for index in (1, 2)]
+        hosts = [each.result(timeout=60) for each in (first, *others)]
+        votes = pool.map(lambda each: each.largest(each.index), hosts)
+        assert list(votes) == [[2]] * COUNT
+        list(pool.map(lambda each: each.leave(DONE), hosts))
+
+
+def test_a_long_reason_in_any_script_is_told(met: Met) -> None:
+    met.hosts[0].leave(Ended(65, "数" * 2000, 4, "final"))
+    for _ in range(COUNT - 1):
+        assert met.heard.acquire(timeout=20)
+    assert met.lost[1].reason.startswith("host 0: 数数数")
+
+
 def snapshot(index: int) -> Snapshot:
     """Two of twelve numbers' parts are host 0's, one each the others'; a scale is everybody's."""
     numbers = torch.arange(12.0).reshape(4, 3)
