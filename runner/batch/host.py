@@ -20,9 +20,10 @@ from runner.batch.child import start_child
 from runner.batch.seat import Process
 from runner.batch.slots import chip_environment
 from runner.batch.workers import WarmWorker
+from runner.config import hosts
+from runner.config.chips import SLICES
 from runner.config.codec import config_from_json
 from runner.config.hardware import find_hardware
-from runner.config.hosts import this_host
 from runner.config.schema import Config
 from runner.record.checkpoints import check_shared
 from runner.record.errors import RunnerError
@@ -126,7 +127,7 @@ class Host:
         with contextlib.suppress(OSError):  # not there on a machine that shares checkpoints alone
             os.chdir(task.folder)
         config = config_from_json(task.request["config"])
-        environment = {**task.variables, **_environment(config)}
+        environment = {**task.variables, **environment_of(config)}
         if not task.warm:
             return start_child(task.request, environment, self._log)
         if self._worker is None:
@@ -134,10 +135,18 @@ class Host:
         return self._worker.lend(task.request, environment, self._log, key=task.key)
 
 
-def _environment(config: Config) -> dict[str, str]:
+def _spans_hosts(config: Config) -> bool:
+    """Whether a job takes a whole slice of several hosts, and not some chips of one of them."""
+    named = SLICES.get(config.hardware.name)
+    some = config.batch.chips_per_job or config.hardware.devices
+    return named is not None and named.hosts > 1 and some is None
+
+
+def environment_of(config: Config) -> dict[str, str]:
     """Variables of the device; the chips are those that Ray gave to this process."""
     hardware = find_hardware(config.hardware)
-    environment = hardware.environment() | this_host(config).environment()
+    host = hosts.this_host(config) if _spans_hosts(config) else hosts.Host()
+    environment = hardware.environment() | host.environment()
     if hardware.kind == "tpu" and os.environ.get(_VISIBLE):
         environment |= chip_environment(os.environ[_VISIBLE])
     return environment

@@ -3,9 +3,9 @@
 A verdict belongs to a program (`runner.preflight.cache`), and to know which program a configuration
 becomes it must be traced. Like ccache's direct mode, this remembers what it became together with
 every file that was read on the way: sources, data, a model's own settings. While the configuration,
-the environment, the installed packages and all of these are as they were, it is believed. Files
-that C++ code reads and variables that no process shows are not seen: weights, mostly, which no
-program depends on; `preflight.cache=false` asks anew.
+the environment, the installed packages and all of these are as they were, it is believed. Not seen
+are files that C++ code opens (weights, mostly, which no program depends on) and files that were
+looked for and were not there; `preflight.cache=false` asks anew.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def _installed() -> list[str]:
 
 def _sources() -> set[str]:
     """Sources of the modules that are loaded: an import may have read their bytecode alone."""
-    loaded = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    modules = list(sys.modules.items())  # a lazy module that is asked may load others
+    loaded = {name: getattr(module, "__file__", None) for name, module in modules}
     return {
         os.path.abspath(file)
         for name, file in loaded.items()
