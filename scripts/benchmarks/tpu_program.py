@@ -53,6 +53,7 @@ Rows = dict[str, Row]
 def main() -> int:
     """Compile what is missing, print the table; 1 if a row failed or twins are unlike."""
     arguments = _arguments()
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     rows = _known(arguments.json)
     for name in _wanted(arguments):
         if name not in rows or arguments.again:
