@@ -58,25 +58,27 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *angles: Tensor) -> Tensor:
         """The input with the block's changes added.
 
         Args:
             x: [batch, length, width].
-            cos: Cosines of rotary angles, [length, width / heads / 2]; ones turn nothing.
-            sin: Their sines.
+            *angles: Cosines and sines of rotary angles, [length, width / heads / 2] each; none
+                where positions are learned.
         """
-        x = x + self._drop(self.out(self._attend(self.attention_norm(x), cos, sin)))
+        x = x + self._drop(self.out(self._attend(self.attention_norm(x), angles)))
         return x + self._drop(self.down(F.gelu(self.up(self.mlp_norm(x)))))
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, angles: tuple[Tensor, ...]) -> Tensor:
         batch, length, width = x.shape
         # Heads come first in the rows of `qkv`: cut over devices there, a head stays whole.
         parts = self.qkv(x).view(batch, length, self.heads, 3, width // self.heads)
         query, key, value = parts.transpose(1, 2).unbind(3)
+        if angles:
+            query, key = _turn(query, *angles), _turn(key, *angles)
         mixed = F.scaled_dot_product_attention(
-            _turn(query, cos, sin),
-            _turn(key, cos, sin),
+            query,
+            key,
             value,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=True,
@@ -103,7 +105,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(shape.width)
         half = shape.width // shape.heads // 2
         rates = ROTARY_BASE ** (-torch.arange(half) / half)
-        angles = torch.outer(torch.arange(shape.seq_len), rates * (not learned))
+        angles = torch.outer(torch.arange(shape.seq_len), rates)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         for name, parameter in self.named_parameters():
@@ -116,10 +118,11 @@ class GPT(nn.Module):
         """Logits of the token after each."""
         length = tokens.shape[1]
         x = self.embedding(tokens)
+        angles: tuple[Tensor, ...] = (self.cos[:length], self.sin[:length])
         if self.position is not None:
-            x = x + self.position.weight[:length]
+            x, angles = x + self.position.weight[:length], ()
         x = F.dropout(x, self.dropout, self.training)
-        x = run_layers(self.layers, x, self.cos[:length], self.sin[:length])
+        x = run_layers(self.layers, x, *angles)
         return F.linear(self.norm(x), self.embedding.weight)
 
 

@@ -82,6 +82,7 @@ class PassesConfig:
         flash_attention: Attention by a TPU's flash kernels where it suits them, off by default:
             it rounds in places of its own.
         indices: Rows of embeddings are looked up by int32.
+        multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
         norms: Statistics in float32, the output in bf16.
         parameters: Parameters that are added to, or multiply, activations do so in bf16.
         sums: Sums and means of bf16 are taken in float32.
@@ -93,6 +94,7 @@ class PassesConfig:
     embeddings: bool = True
     flash_attention: bool = False
     indices: bool = True
+    multihead: bool = True
     norms: bool = True
     parameters: bool = True
     sums: bool = True
@@ -291,7 +293,7 @@ class BatchConfig:
         chips_per_job: TPU chips of one job; null takes `hardware.devices`, or one.
         max_concurrent: Jobs at a time; null takes as many as the chips allow, one on the CPU.
         isolation: "warm" hands jobs with the same graph to one process, which compiles it once;
-            "process" starts a process for each job.
+            "process" gives each job a process of its own.
         retries: How often a job that failed is put at the end of the queue again, after its own
             retries.
         time_limit_s: Seconds that one job may take in all, or null.

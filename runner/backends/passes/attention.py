@@ -3,9 +3,11 @@
 Left to autograd, the sum over keys that the softmax's backward pass needs becomes a windowed
 reduction inside both matrix products behind it. The sum of dO * O over a head's width is the
 same number (Dao et al., "FlashAttention", 2022, appendix B). Scores and softmax are float32,
-probabilities are kept in the inputs' type, and heads that share keys and values stay together
-instead of having these copied. Exact in float32 but for the order of sums and of the scaling; in
-bf16 less is rounded than in torch's own way, which scales both factors and rounds the scores.
+probabilities are kept in the inputs' type, and heads that share keys and values stay together, as
+more queries, instead of having these copied. No tensor of scores is reshaped between a product and
+what is computed from it, so that XLA fuses them. Exact in float32 but for the order of sums and of
+the scaling; in bf16 less is rounded than in torch's own way, which scales both factors and rounds
+the scores.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from runner.backends.passes.rewrite import Function, Rewrite
+from runner.xla.dot import dot
 
 _NOTHING = float("-inf")
 
@@ -66,37 +69,44 @@ class Attention(Rewrite):
         if not call.suits():
             return proceed(*args, **kwargs)
         self.count += 1
-        width = call.query.shape[-1]
+        groups, (queries, width) = call.groups, call.query.shape[-2:]
         how = _How(
             scale=1 / math.sqrt(width) if call.scale is None else call.scale,
             causal=call.is_causal,
-            groups=call.groups,
+            queries=queries,
             keep=_kept(call) if call.dropout_p > 0 else None,
         )
-        query, mask = call.query, call.attn_mask
-        if how.groups > 1:
-            query = _by_group(query, how.groups).flatten(-3, -2)
-            if mask is not None:
-                many = mask.dim() > 2 and mask.shape[-3] > 1
-                mask = _by_group(mask, how.groups) if many else mask.unsqueeze(-3)
+        query, mask = _by_group(call.query, groups), call.attn_mask
+        if groups > 1 and mask is not None:
+            mask = _mask_by_group(mask, groups, queries)
         mixed: Tensor = _Mix.apply(query, call.key, call.value, mask, how)  # type: ignore[no-untyped-call]
-        if how.groups > 1:
-            mixed = how.split(mixed).flatten(-4, -3)
-        return mixed
+        return mixed.reshape(*call.query.shape[:-1], -1) if groups > 1 else mixed
 
 
 def _by_group(tensor: Tensor, groups: int) -> Tensor:
-    """[..., heads, a, b] as [..., heads of keys, groups, a, b]."""
+    """[..., heads, rows, n] as [..., heads of keys, groups * rows, n]."""
+    if groups == 1:
+        return tensor
     *leading, heads, rows, columns = tensor.shape
-    return tensor.reshape(*leading, heads // groups, groups, rows, columns)
+    return tensor.reshape(*leading, heads // groups, groups * rows, columns)
+
+
+def _mask_by_group(mask: Tensor, groups: int, queries: int) -> Tensor:
+    """A mask that meets scores [..., heads of keys, groups * queries, keys]."""
+    while mask.dim() < 3:
+        mask = mask.unsqueeze(0)
+    heads, rows, keys = mask.shape[-3:]
+    if heads == rows == 1:
+        return mask
+    mask = mask.expand(*mask.shape[:-3], heads if heads > 1 else groups, queries, keys)
+    return _by_group(mask, groups)
 
 
 def _kept(call: Call) -> Tensor:
-    """What dropout multiplies probabilities by, [..., heads of keys, groups, queries, keys]."""
+    """What dropout multiplies probabilities by, [..., heads of keys, groups * queries, keys]."""
     query, key = call.query, call.key
     ones = query.new_ones((*query.shape[:-1], key.shape[-2]), dtype=_wide(query))
-    keep = torch.dropout(ones, call.dropout_p, True)
-    return _by_group(keep, call.groups) if call.groups > 1 else keep
+    return _by_group(torch.dropout(ones, call.dropout_p, True), call.groups)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -110,40 +120,23 @@ class _How:
     Attributes:
         scale: Factor of the scores.
         causal: Whether a query sees no later keys.
-        groups: Query heads for each head of keys, which lie one after another as more queries.
+        queries: Rows of one head; those of the heads of a group lie one after another.
         keep: What dropout multiplies probabilities by, or None.
     """
 
     scale: float
     causal: bool
-    groups: int
+    queries: int
     keep: Tensor | None
-
-    def split(self, rows: Tensor) -> Tensor:
-        """Rows of all heads of a group apart: [..., groups, queries, n]."""
-        if self.groups == 1:
-            return rows
-        *leading, count, width = rows.shape
-        return rows.reshape(*leading, self.groups, count // self.groups, width)
-
-    def kept(self, rows: Tensor) -> Tensor:
-        """Gradients of probabilities before dropout, from those of a group's rows after it."""
-        apart = self.split(rows)
-        return apart if self.keep is None else apart * self.keep
-
-    def join(self, rows: Tensor) -> Tensor:
-        """Undoes `split`."""
-        return rows.flatten(-3, -2) if self.groups > 1 else rows
 
     def probabilities(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """The softmax of the scores, float32; a row that sees no key is all 0."""
         if query.dtype == _wide(query):
-            scores = self.split(torch.matmul(query, self.scaled(key).transpose(-2, -1)))
+            scores = dot(query, self.scaled(key), over=(-1, -1))
         else:
-            scores = self.split(torch.matmul(query, key.transpose(-2, -1)).to(_wide(query)))
-            scores = scores * self.scale
+            scores = dot(query, key, over=(-1, -1)).to(_wide(query)) * self.scale
         if self.causal:
-            scores = torch.where(_earlier(scores), scores, _NOTHING)
+            scores = torch.where(self._earlier(scores), scores, _NOTHING)
         elif mask is not None and mask.dtype == torch.bool:
             scores = torch.where(mask, scores, _NOTHING)
         elif mask is not None:
@@ -165,22 +158,23 @@ class _How:
         """
         return tensor * self.scale
 
-    def dropped(self, shares: Tensor, like: Tensor) -> Tensor:
-        """Probabilities as they meet the values."""
-        shares = shares if self.keep is None else shares * self.keep
-        return self.join(shares).to(like.dtype)
+    def kept(self, shares: Tensor) -> Tensor:
+        """Probabilities after dropout, or gradients of those before it."""
+        return shares if self.keep is None else shares * self.keep
 
-
-def _earlier(scores: Tensor) -> Tensor:
-    """Which keys a causal query sees: [queries, keys]."""
-    queries, keys = (
-        torch.arange(size, dtype=torch.int32, device=scores.device) for size in scores.shape[-2:]
-    )
-    return queries.unsqueeze(1) >= keys
+    def _earlier(self, scores: Tensor) -> Tensor:
+        """Which keys a causal query sees: [rows, keys]."""
+        rows, keys = (
+            torch.arange(size, dtype=torch.int32, device=scores.device)
+            for size in scores.shape[-2:]
+        )
+        if len(rows) > self.queries:
+            rows = rows % self.queries
+        return rows.unsqueeze(1) >= keys
 
 
 class _Mix(torch.autograd.Function):
-    """Attention over [..., groups * queries, width], keys and values [..., keys, width]."""
+    """Attention over rows [..., groups * queries, width], keys and values [..., keys, width]."""
 
     @staticmethod
     def forward(
@@ -188,7 +182,7 @@ class _Mix(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
             shares = how.probabilities(query, key, mask)
-            mixed = torch.matmul(how.dropped(shares, value), value)
+            mixed = dot(how.kept(shares).to(value.dtype), value, over=(-1, -2))
         ctx.save_for_backward(query, key, value, mask, shares.to(query.dtype), mixed)
         ctx.how = how
         return mixed
@@ -206,20 +200,20 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """Gradients of query, key, value and mask."""
     query, key, value, mask, shares, mixed = ctx.saved_tensors
     how: _How = ctx.how
-    to_value = torch.matmul(how.dropped(shares, value).transpose(-2, -1), grad)
+    to_value = dot(how.kept(shares).to(value.dtype), grad, over=(-2, -2))
     wide = _wide(query)
-    delta = how.split((grad.to(wide) * mixed.to(wide)).sum(-1, keepdim=True))
+    delta = (grad.to(wide) * mixed.to(wide)).sum(-1, keepdim=True)
     to_mask = None
     if query.dtype == wide and not ctx.needs_input_grad[3]:
-        to_shares = how.kept(torch.matmul(grad, how.scaled(value).transpose(-2, -1)))
-        to_dots = how.join(shares * (to_shares - how.scaled(delta)))
+        to_shares = how.kept(dot(grad, how.scaled(value), over=(-1, -1)))
+        to_dots = shares * (to_shares - how.scaled(delta))
     else:
-        to_shares = how.kept(torch.matmul(grad, value.transpose(-2, -1)).to(wide))
+        to_shares = how.kept(dot(grad, value, over=(-1, -1)).to(wide))
         to_scores = shares.to(wide) * (to_shares - delta)
         if ctx.needs_input_grad[3]:
             to_mask = to_scores.sum_to_size(mask.shape).to(mask.dtype)
-        to_dots = how.join(how.scaled(to_scores)).to(query.dtype)
-    to_query, to_key = torch.matmul(to_dots, key), torch.matmul(to_dots.transpose(-2, -1), query)
+        to_dots = how.scaled(to_scores).to(query.dtype)
+    to_query, to_key = dot(to_dots, key, over=(-1, -2)), dot(to_dots, query, over=(-2, -2))
     return [to_query, to_key, to_value, to_mask]
 
 
@@ -228,7 +222,8 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     *inputs, _, _ = ctx.saved_tensors
     query, key, value, mask = inputs
     how: _How = ctx.how
-    mixed = torch.matmul(how.dropped(how.probabilities(query, key, mask), value), value)
+    shares = how.kept(how.probabilities(query, key, mask))
+    mixed = dot(shares.to(value.dtype), value, over=(-1, -2))
     wanted = [one for one, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(mixed, wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]

@@ -7,6 +7,7 @@ runs its forward pass again there. Other modes that record what the user calls g
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections import defaultdict
@@ -38,14 +39,12 @@ class Rewriting(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if _is_opened(func):
-            with self:
-                return opened(func)(*args, **kwargs)
-        run = func
+        run = opened(func) if _is_opened(func) else func
+        inside = run is not func
         for rewrite in self._of.get(func, ()):
             run = functools.partial(rewrite, run)
-        return run(*args, **kwargs)
+        with self if inside else contextlib.nullcontext():
+            return run(*args, **(kwargs or {}))
 
 
 def _is_opened(func: Any) -> bool:

@@ -15,6 +15,7 @@ from runner.backends.passes.embeddings import Embeddings
 from runner.backends.passes.flash_attention import FlashAttention
 from runner.backends.passes.indices import Indices
 from runner.backends.passes.mode import Rewriting
+from runner.backends.passes.multihead import MultiheadAttention
 from runner.backends.passes.norms import Norms
 from runner.backends.passes.parameters import ParametersAsActivations
 from runner.backends.passes.rewrite import Parameters, Rewrite
@@ -28,6 +29,7 @@ REWRITES: Mapping[str, type[Rewrite]] = {
     "embeddings": Embeddings,
     "flash_attention": FlashAttention,
     "indices": Indices,
+    "multihead": MultiheadAttention,
     "norms": Norms,
     "parameters": ParametersAsActivations,
 }

@@ -55,6 +55,14 @@ def test_plain_causal_and_scaled(options: dict[str, Any], keys: int) -> None:
     assert rewritten(_weighed(**options), *inputs) == {"attention": 1}
 
 
+@pytest.mark.parametrize("shape", [(LENGTH,), (BATCH, 1, 1, LENGTH), (BATCH, HEADS, 1, LENGTH)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_masks_that_are_the_same_for_every_query(shape: tuple[int, ...], grouped: bool) -> None:
+    shared = HEADS // 2 if grouped else HEADS
+    inputs = (_heads(), _heads(shared), _heads(shared), torch.randn(shape))
+    assert rewritten(_weighed(enable_gqa=grouped), *inputs) == {"attention": 1}
+
+
 @pytest.mark.parametrize("shape", [(), (BATCH, 1), (BATCH, HEADS)])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_masks_of_bools_a_query_that_sees_nothing_included(
@@ -105,17 +113,19 @@ def test_gradients_have_gradients() -> None:
     assert rewritten(function, _heads(), _heads(), _heads())["attention"] == 1
 
 
-def test_dropout_drops_the_same_in_both_directions() -> None:
-    rate, inputs = 0.5, [_heads().double() for _ in range(3)]
+@pytest.mark.parametrize("shared", [HEADS, HEADS // 2])
+def test_dropout_drops_the_same_in_both_directions(shared: int) -> None:
+    rate, inputs = 0.5, [_heads(count).double() for count in (HEADS, shared, shared)]
     keep = torch.dropout(torch.ones(BATCH, HEADS, LENGTH, LENGTH).double(), rate, True)
 
     def by_hand(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key, value = (one.repeat_interleave(HEADS // shared, 1) for one in (key, value))
         scores = query @ key.transpose(-2, -1) / WIDTH**0.5
         return ((scores.softmax(-1) * keep) @ value).square().sum()
 
     def by_pass(*heads: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return F.scaled_dot_product_attention(*heads, dropout_p=rate).square().sum()
+        return _dropped(*heads, rate=rate, grouped=shared < HEADS).square().sum()
 
     torch.manual_seed(1)
     keep = torch.dropout(torch.ones_like(keep), rate, True)
@@ -126,6 +136,10 @@ def test_dropout_drops_the_same_in_both_directions() -> None:
     assert (keep == 0).any()
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def _dropped(*heads: Tensor, rate: float, grouped: bool) -> Tensor:
+    return F.scaled_dot_product_attention(*heads, dropout_p=rate, enable_gqa=grouped)
 
 
 def test_what_it_does_not_know_is_torchs_own_affair() -> None:
