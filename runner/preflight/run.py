@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from torch import Tensor
@@ -17,7 +18,6 @@ from runner.config.parallel import Mesh, mesh_of
 from runner.config.schema import Config
 from runner.preflight import verdict
 from runner.preflight.cache import Question, VerdictCache, cache_folder
-from runner.preflight.hlo import Module
 from runner.preflight.layout import shardings
 from runner.preflight.recall import Recall, watched
 from runner.preflight.tpu_compiler import (
@@ -26,7 +26,6 @@ from runner.preflight.tpu_compiler import (
     Source,
     TooLargeError,
     TpuCompiler,
-    hlo_text,
     stablehlo,
     topology_of,
     versions,
@@ -139,24 +138,25 @@ class Preflight:
         return report
 
     def _compiled(self, subject: Subject, source: Source, *, dump: bool) -> PreflightReport:
-        flops = verdict.model_flops(subject, Module(hlo_text(source.hlo)))
         compiler = TpuCompiler(subject.topology)
         assert compiler.devices == subject.chips, (compiler.devices, subject.topology)
         program = stablehlo(source)
         if dump:
             write_atomic(self.folder / "step.stablehlo.mlir", program)
-        try:
-            compiled = compiler.compile(program)
-        except CompilerError as error:
-            if dump:
-                write_atomic(self.folder / "compiler_report.txt", error.report)
-            if isinstance(error, TooLargeError):
-                return verdict.refused(subject, error, flops=flops)
-            raise BackendError(_refused(error)) from error
+        with ThreadPoolExecutor(1) as beside:  # the compiler leaves Python free
+            flops = beside.submit(verdict.model_flops, subject, source.hlo)
+            try:
+                compiled = compiler.compile(program)
+            except CompilerError as error:
+                if dump:
+                    write_atomic(self.folder / "compiler_report.txt", error.report)
+                if isinstance(error, TooLargeError):
+                    return verdict.refused(subject, error, flops=flops.result())
+                raise BackendError(_refused(error)) from error
         if dump:
             write_atomic(self.folder / "step.optimized.hlo", compiled.hlo)
             write_atomic(self.folder / "memory_report.txt", compiled.buffers)
-        return verdict.accepted(subject, compiled, flops=flops)
+        return verdict.accepted(subject, compiled, flops=flops.result())
 
 
 def _mesh(config: Config) -> Mesh:

@@ -17,7 +17,14 @@ from runner.preflight.buffers import Allocation, allocations, overflow
 from runner.preflight.costs import Place
 from runner.preflight.hlo import Instruction, Module
 from runner.preflight.roofline import UNMODELLED, Work, kernel_cycles, roof
-from runner.preflight.tpu_compiler import Compiled, CompilerError, Label, TooLargeError, Topology
+from runner.preflight.tpu_compiler import (
+    Compiled,
+    CompilerError,
+    Label,
+    TooLargeError,
+    Topology,
+    hlo_text,
+)
 from runner.preflight.trace import TracedStep
 from runner.record import preflight as record
 
@@ -70,14 +77,19 @@ class Subject:
         return sum(argument.bytes // share for argument, share in arguments)
 
 
-def model_flops(subject: Subject, traced: Module) -> dict[Place, float]:
-    """FLOPs of a whole step by place, recomputation left out: of layers and within kernels."""
+def model_flops(subject: Subject, hlo: bytes) -> dict[Place, float]:
+    """FLOPs of a whole step by place, recomputation left out: of layers and within kernels.
+
+    Args:
+        subject: What is judged.
+        hlo: Its step before the compiler has changed it, a serialized `HloModuleProto`.
+    """
 
     def place(name: str) -> Place:
         label = subject.label(name)
         return costs.place_of(label.name if label else "")
 
-    counted = collections.Counter(costs.flops(traced, place))
+    counted = collections.Counter(costs.flops(Module(hlo_text(hlo)), place))
     for operation in subject.step.operations:
         if operation.kernel_flops:
             origin = operation.origin
