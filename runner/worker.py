@@ -38,7 +38,7 @@ from runner.record.events import (
     Preflighted,
     Started,
 )
-from runner.record.pipe import EventWriter
+from runner.record.pipe import AHEAD, EventWriter
 from runner.record.rundir import RunDir
 from runner.record.signals import SHOW_STACKS
 from runner.train.explain import explain
@@ -335,7 +335,7 @@ def _versions() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Run the request on standard input and return the exit code."""
-    events_fd, parent, answers_fd = (int(argument) for argument in arguments)
+    events_fd, parent, answers_fd = (int(argument) for argument in arguments[:3])
     die_with_parent(parent)
     faulthandler.enable()
     faulthandler.register(SHOW_STACKS, all_threads=True)
@@ -343,6 +343,8 @@ def main(arguments: list[str]) -> int:
     stop.install()
     writer = EventWriter(events_fd, answers_fd)
     compiled = (0, 0.0)
+    if AHEAD in arguments:
+        importlib.import_module("torch_xla")
     for line in sys.stdin:
         request: Mapping[str, Any] = json.loads(line)
         _move(request)

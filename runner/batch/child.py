@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runner.record.events import Event
-from runner.record.pipe import EventReader
+from runner.record.pipe import AHEAD, EventReader
 
 #: The module that a worker runs.
 WORKER = "runner.worker"
@@ -37,17 +37,21 @@ class Child:
     Args:
         environment: Variables set on top of this process's.
         log: File that takes the worker's standard output and error.
+        ahead: Whether it shall load its libraries before it has a job.
     """
 
-    def __init__(self, *, environment: Mapping[str, str], log: pathlib.Path) -> None:
+    def __init__(
+        self, *, environment: Mapping[str, str], log: pathlib.Path, ahead: bool = False
+    ) -> None:
         reading, writing = os.pipe()
         answered, answering = os.pipe()
         os.set_blocking(reading, False)
         self._descriptors = [reading, answering]
+        arguments = [str(writing), str(os.getpid()), str(answered), *([AHEAD] if ahead else [])]
         try:
             with open(log, "ab") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", WORKER, str(writing), str(os.getpid()), str(answered)],
+                    [sys.executable, "-m", WORKER, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -171,8 +171,10 @@ class RayStation:
         self._batch_folder = batch_folder
         self._warm = warm
 
-    def run(self, job: BatchJob, *, display: Display, stop: JobStop) -> Result:
-        """See a job through.
+    def run(
+        self, job: BatchJob, *, display: Display, stop: JobStop, following: BatchJob | None
+    ) -> Result:
+        """See a job through; where the next one will be is the cluster's affair.
 
         Raises:
             RunnerError: It cannot be started.

@@ -19,6 +19,7 @@ from typing import Any
 from runner.batch.child import start_child
 from runner.batch.seat import Process
 from runner.batch.slots import chip_environment
+from runner.batch.standby import Standby
 from runner.batch.workers import WarmWorker
 from runner.config import hosts
 from runner.config.chips import SLICES
@@ -131,7 +132,7 @@ class Host:
         if not task.warm:
             return start_child(task.request, environment, self._log)
         if self._worker is None:
-            self._worker = WarmWorker({})
+            self._worker = WarmWorker({}, Standby())
         return self._worker.lend(task.request, environment, self._log, key=task.key)
 
 

@@ -22,6 +22,9 @@ class JobSource(Protocol):
     def take(self, key: str | None) -> BatchJob | None:
         """The next job for a slot whose process knows the graph `key`; None if there is none."""
 
+    def peek(self, key: str | None) -> BatchJob | None:
+        """What `take` would hand out now, as far as that is known."""
+
     def watch(self, job: BatchJob, point: Point) -> str:
         """Look at new figures of a job that runs; a reason to stop it, or ""."""
 
@@ -46,6 +49,10 @@ class JobQueue:
         if not self._waiting:
             return None
         return self._waiting.pop(first_with(key, self._waiting))
+
+    def peek(self, key: str | None) -> BatchJob | None:
+        """The first job with the graph `key`, or else the first; it stays."""
+        return self._waiting[first_with(key, self._waiting)] if self._waiting else None
 
     def watch(self, job: BatchJob, point: Point) -> str:
         """A grid stops nothing."""

@@ -119,6 +119,10 @@ class Search:
             self._study.failed(trial)
         return None
 
+    def peek(self, key: str | None) -> BatchJob | None:
+        """A trial that waits; a new one is chosen when the one before it has ended."""
+        return self._waiting[first_with(key, self._waiting)] if self._waiting else None
+
     def watch(self, job: BatchJob, point: Point) -> str:
         """Compare a trial with those before it, at even distances of its life."""
         value = point.values.get(self._aim.metric)

@@ -7,6 +7,7 @@ entry in the ledger and nothing else: no job ends the batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 import traceback
@@ -42,8 +43,16 @@ class Station(Protocol):
     def key(self) -> str | None:
         """The graph that a job finds compiled here, if there is one."""
 
-    def run(self, job: BatchJob, *, display: Display, stop: JobStop) -> Result:
+    def run(
+        self, job: BatchJob, *, display: Display, stop: JobStop, following: BatchJob | None
+    ) -> Result:
         """See a job through.
+
+        Args:
+            job: What to do.
+            display: Shows it.
+            stop: Stops it.
+            following: What will probably be done here next, if that is known.
 
         Raises:
             RunnerError: It cannot be started.
@@ -134,10 +143,12 @@ class Session:
             begun = dataclasses.replace(earlier, state=State.RUNNING, tries=earlier.tries + 1)
             self._ledger.put(begun)
             self._running[job.number] = stop
+            following = self._source.peek(job.key)
         shown = self._board.start(job.number, station.name)
         display = _Watched(shown, lambda point: self._watch(job, stop, point))
         start = time.monotonic()
-        result = _guarded(station, job, display=display, stop=stop)
+        run = functools.partial(station.run, display=display, stop=stop, following=following)
+        result = _guarded(run, job)
         entry = _ended(begun, result, seconds=time.monotonic() - start)
         with self._lock:
             del self._running[job.number]
@@ -174,10 +185,10 @@ class _Watched:
             self._watch(point)
 
 
-def _guarded(station: Station, job: BatchJob, *, display: Display, stop: JobStop) -> Result:
+def _guarded(run: Callable[[BatchJob], Result], job: BatchJob) -> Result:
     """The result of a job, whatever happens."""
     try:
-        return station.run(job, display=display, stop=stop)
+        return run(job)
     except RunnerError as error:
         return _failed(job, error.exit_code, str(error))
     except Exception as error:  # a bug of ours must not end the batch

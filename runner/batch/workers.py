@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runner.batch.child import Child
+from runner.batch.standby import Standby
 from runner.record.events import Ended, Event
 
 #: Seconds that an idle worker has to leave before it is ended.
@@ -23,14 +24,16 @@ class WarmWorker:
 
     Args:
         environment: Variables of its slot.
+        standby: Starts processes.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], standby: Standby) -> None:
         self.key: str | None = None
         self.jobs = 0
         self._slot_environment = environment
         self._environment: Mapping[str, str] = {}
         self._child: Child | None = None
+        self._standby = standby
 
     def lend(
         self,
@@ -39,6 +42,7 @@ class WarmWorker:
         log: pathlib.Path,
         *,
         key: str,
+        loaded: bool = False,
     ) -> Lease:
         """Hand a job to the process, or to a new one if it cannot take it.
 
@@ -47,13 +51,14 @@ class WarmWorker:
             environment: Variables that the job's process must have.
             log: File that takes what is printed meanwhile.
             key: The job's graph.
+            loaded: Whether a new process may have loaded torch_xla already.
         """
         wanted = {**environment, **self._slot_environment}
         child = self._child
         fits = (key, wanted) == (self.key, self._environment)
         if child is None or child.exit_code() is not None or not fits:
             self.retire()
-            child = self._child = Child(environment=wanted, log=log)
+            child = self._child = self._standby.child(wanted, log, loaded=loaded)
             self.key, self._environment = key, wanted
         self.jobs += 1
         child.send({**request, "log": str(log)})

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from runner.record.events import Event, Saving, decode, encode
 
+#: Argument of a worker that loads its libraries before it has a job.
+AHEAD = "ahead"
+
 _RECORDED = b"."
 
 

@@ -1,7 +1,8 @@
 """A worker without torch, for batches of hundreds of jobs: it speaks the real protocol.
 
 What it does is in the job's `model` section: `fault`, `step_s`, and for every job a line in the
-file `diary` when it begins and when it ends, with the chips that it sees.
+file `diary` when it begins and when it ends, with the chips that it sees and when its process
+began.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _go_wrong(fault: str, config: dict[str, Any], events: EventWriter) -> None:
 
 def _write(toy: dict[str, Any], config: dict[str, Any], what: str) -> None:
     chips = os.environ.get("TPU_VISIBLE_CHIPS", "-")
-    line = f"{config['seed']} {what} {chips} {os.getpid()} {time.monotonic()}\n"
+    line = f"{config['seed']} {what} {chips} {os.getpid()} {time.monotonic()} {_BORN}\n"
     with open(toy["diary"], "ab", buffering=0) as diary:
         diary.write(line.encode())
 
@@ -116,6 +117,7 @@ def _sleep(seconds: float) -> None:
         raise InterruptedError(_caught[0], "stopped")
 
 
+_BORN = time.monotonic()
 _caught: list[int] = []
 _chips: dict[str, int] = {}
 

@@ -107,7 +107,7 @@ class Toys:
         return [job["state"] for job in self.jobs()]
 
     def written(self) -> list[list[str]]:
-        """The diary's lines: seed, what, chips, process, when."""
+        """The diary's lines: seed, what, chips, process, when, when the process began."""
         if not self.diary.exists():
             return []
         return [line.split() for line in self.diary.read_text().splitlines()]
