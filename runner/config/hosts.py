@@ -120,6 +120,11 @@ def _platform(environment: Mapping[str, str]) -> Host | None:
         number = _metadata("agent-worker-number", environment)
     if number is None or len(names) == 1:
         return None
+    if not number.isdigit() or int(number) >= len(names):
+        raise ConfigError(
+            f"{_WORKER} must be a host's number from 0, one for each of {_NAMES}; got {number!r} "
+            f"for {len(names)} hosts. {INDEX}, {COUNT} and {COORDINATOR} say it instead"
+        )
     return Host(int(number), len(names), f"{names[0]}:{PORT}")
 
 

@@ -80,6 +80,15 @@ def test_gke_tells_by_variables(tmp_path: pathlib.Path, meshed: Config) -> None:
     assert this_host(meshed, machine=machine, environment=GKE) == Host(1, 2, f"pod-0.tpu:{PORT}")
 
 
+@pytest.mark.parametrize("number", ["", "one", "2", "-1"])
+def test_a_platform_that_makes_no_sense_is_told(
+    tmp_path: pathlib.Path, meshed: Config, number: str
+) -> None:
+    told = {**GKE, "TPU_WORKER_ID": number}
+    with pytest.raises(ConfigError, match="TPU_WORKER_ID must be a host's number"):
+        this_host(meshed, machine=tpu_vm(tmp_path / "vm", 4), environment=told)
+
+
 def test_a_tpu_vm_is_told_by_its_metadata_server(
     tmp_path: pathlib.Path, meshed: Config, metadata: dict[str, Any]
 ) -> None:
