@@ -7,6 +7,7 @@ it has one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ class Standby:
         self._loaded = False
 
     def prepare(self, environment: Mapping[str, str], *, load: bool) -> None:
-        """Have a worker ready for the next job; does not wait for it.
+        """Have a worker ready for the next job, if it can be started; does not wait for it.
 
         Args:
             environment: Variables on top of this process's.
@@ -34,7 +35,9 @@ class Standby:
         self.dismiss()
         self._environment, self._loaded = environment, load
         # What it prints before it has a job has no place; one that dies is not used.
-        self._child = Child(environment=environment, log=pathlib.Path(os.devnull), ahead=load)
+        nowhere = pathlib.Path(os.devnull)
+        with contextlib.suppress(OSError):  # the job before it must not fail for that
+            self._child = Child(environment=environment, log=nowhere, ahead=load)
 
     def child(
         self, environment: Mapping[str, str], log: pathlib.Path, *, loaded: bool = False

@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import signal
+import sys
 
 import psutil
 import pytest
@@ -92,6 +93,18 @@ def test_a_dead_one_is_not_taken_and_nothing_is_left_open(
     _end(child)
     standby.dismiss()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_one_that_cannot_be_started_is_no_loss(
+    tmp_path: pathlib.Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standby = Standby()
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", str(tmp_path / "nowhere"))
+        standby.prepare(variables, load=False)
+    child = standby.child(variables, tmp_path / "log.txt")
+    assert child.exit_code() is None
+    _end(child)
 
 
 def test_one_that_has_loaded_its_libraries_is_for_jobs_that_want_them(
