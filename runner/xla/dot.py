@@ -42,6 +42,8 @@ def _by_matmul(left: Tensor, right: Tensor, over_left: int, over_right: int) -> 
 
 
 def _on_xla(left: Tensor, right: Tensor, over_left: int, over_right: int) -> Tensor:
+    if binding._xla_get_mat_mul_precision() != "default":  # which `_xla_dot_general` does not know
+        return _by_matmul(left, right, over_left, over_right)
     leading = list(range(left.dim() - 2))
     over = ([left.dim() + over_left], [right.dim() + over_right])
     made: Tensor = binding._xla_dot_general(left, right, (over, (leading, leading)))

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from torch import Tensor
+from torch_xla.backends import set_mat_mul_precision
 
 from runner.xla.binding import binding
 from runner.xla.device import open_device
@@ -43,10 +44,23 @@ def test_values_on_every_device(leading: tuple[int, ...], over: tuple[int, int])
     torch.testing.assert_close(dot(left, right, over=over), expected)  # with gradients
 
 
-def test_leading_dimensions_stay_apart_in_the_program() -> None:
-    device = open_device()
-    left, right = (one.to(device) for one in _sides((2, 3), (-1, -1)))
+def _program() -> str:
+    left, right = (one.to(open_device()) for one in _sides((2, 3), (-1, -1)))
     with torch.no_grad():
-        text = binding._get_xla_tensors_hlo([dot(left, right, over=(-1, -1))])
+        text: str = binding._get_xla_tensors_hlo([dot(left, right, over=(-1, -1))])
+    return text
+
+
+def test_a_precision_that_somebody_has_set_is_kept() -> None:
+    set_mat_mul_precision("highest")
+    try:
+        assert "operand_precision={highest,highest}" in _program()
+    finally:
+        set_mat_mul_precision("default")
+    assert "operand_precision" not in _program()
+
+
+def test_leading_dimensions_stay_apart_in_the_program() -> None:
+    text = _program()
     assert re.search(r"lhs_batch_dims=\{0,1\}", text), text
     assert "reshape" not in text
