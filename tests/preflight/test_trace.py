@@ -110,7 +110,7 @@ class Mix(nn.Module):
 def test_what_a_pass_makes_of_a_call_has_the_calls_module_and_line() -> None:
     step = traced(Mixer, 2, 4, 8, make_optimizer=optimizer)
     assert step.passes == {"attention": 1}
-    products = [one.origin for one in step.operations if one.name == "bmm"]
+    products = [one.origin for one in step.operations if one.name == "dot"]
     phases = [origin.phase for origin in products]
     assert phases == ["forward"] * 2 + ["backward"] * 4
     assert {origin.module for origin in products} == {"mix"}
