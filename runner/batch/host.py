@@ -132,7 +132,7 @@ class Host:
         if not task.warm:
             return start_child(task.request, environment, self._log)
         if self._worker is None:
-            self._worker = WarmWorker({}, Standby())
+            self._worker = WarmWorker(Standby())
         return self._worker.lend(task.request, environment, self._log, key=task.key)
 
 

@@ -34,7 +34,7 @@ class SlotStation:
         self._slot = slot
         self._batch_folder = batch_folder
         self._standby = Standby()
-        self._worker = WarmWorker(slot.environment, self._standby) if warm else None
+        self._worker = WarmWorker(self._standby) if warm else None
 
     @property
     def key(self) -> str | None:
@@ -86,7 +86,7 @@ class SlotStation:
         process: Process
         if self._worker is not None:
             xla = _wants_xla(job)
-            process = self._worker.lend(wanted, environment, log, key=job.key, loaded=xla)
+            process = self._worker.lend(wanted, variables, log, key=job.key, loaded=xla)
         else:
             process = child = self._standby.child(variables, log)
             child.send({**wanted, "log": str(log)})

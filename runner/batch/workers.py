@@ -23,14 +23,12 @@ class WarmWorker:
     """Keeps one process for the jobs of a slot.
 
     Args:
-        environment: Variables of its slot.
         standby: Starts processes.
     """
 
-    def __init__(self, environment: Mapping[str, str], standby: Standby) -> None:
+    def __init__(self, standby: Standby) -> None:
         self.key: str | None = None
         self.jobs = 0
-        self._slot_environment = environment
         self._environment: Mapping[str, str] = {}
         self._child: Child | None = None
         self._standby = standby
@@ -48,18 +46,17 @@ class WarmWorker:
 
         Args:
             request: What to do.
-            environment: Variables that the job's process must have.
+            environment: Variables that the job's process must have, its slot's among them.
             log: File that takes what is printed meanwhile.
             key: The job's graph.
             loaded: Whether a new process may have loaded torch_xla already.
         """
-        wanted = {**environment, **self._slot_environment}
         child = self._child
-        fits = (key, wanted) == (self.key, self._environment)
+        fits = (key, environment) == (self.key, self._environment)
         if child is None or child.exit_code() is not None or not fits:
             self.retire()
-            child = self._child = self._standby.child(wanted, log, loaded=loaded)
-            self.key, self._environment = key, wanted
+            child = self._child = self._standby.child(environment, log, loaded=loaded)
+            self.key, self._environment = key, environment
         self.jobs += 1
         child.send({**request, "log": str(log)})
         return Lease(self, child)

@@ -1,9 +1,8 @@
 """Matrix products over any number of leading dimensions as one operation: `torch.ops.runner.dot`.
 
 torch_xla's `matmul` makes one of the leading dimensions. What is computed from scores of attention
-then stands behind a reshape, through which XLA's TPU compiler does not fuse, and over a mesh the
-batch's and the heads' dimension cannot be cut each by its own axis. Source: `_xla_dot_general`
-(torch_xla 2.9.0).
+then stands behind a reshape, through which XLA's TPU compiler does not fuse. Source:
+`_xla_dot_general` (torch_xla 2.9.0).
 """
 
 from __future__ import annotations

@@ -155,10 +155,12 @@ def test_with_a_process_for_each_job_the_next_is_ready_when_one_ends(toys: Toys)
     assert _processes(toys) == 4
 
 
-def test_jobs_of_one_graph_need_none(toys: Toys) -> None:
-    done = toys.run("seed=range(4)", "backend.name=openxla_step", "model.step_s=0.05")
-    assert done.returncode == 0, done.stderr
-    assert _processes(toys) == 1
+@pytest.mark.parametrize(("isolation", "processes"), [("warm", 1), ("process", 2)])
+def test_jobs_of_one_graph_need_none(toys: Toys, isolation: str, processes: int) -> None:
+    settings = ("model.step_s=0.2", "steps=1000", f"batch.isolation={isolation}")
+    with toys.start("seed=range(4)", "backend.name=openxla_step", *settings) as batch:
+        wait_until(lambda: toys.count("begin").total() == 1)
+        wait_until(lambda: len(psutil.Process(batch.pid).children()) == processes)
 
 
 def test_a_job_of_another_graph_finds_its_process_ready(toys: Toys) -> None:
