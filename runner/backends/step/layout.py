@@ -18,13 +18,13 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-#: Elements up to which a tensor is small. Beyond, copying it costs more than a buffer of its own.
+#: Elements below which a tensor is small. Copying more costs more than a buffer of its own.
 SMALL = 4096
 
 
 def is_small(tensor: Tensor) -> bool:
     """Whether a tensor is worth no buffer of its own, nor an update of its own."""
-    return tensor.numel() <= SMALL and tensor.is_contiguous()
+    return tensor.numel() < SMALL and tensor.is_contiguous()
 
 
 def lying_order(dims: int) -> list[int] | None:
