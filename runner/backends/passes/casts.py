@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-_CAST = torch.ops.aten._to_copy.default
+CAST = torch.ops.aten._to_copy.default
+LOW = (torch.bfloat16, torch.float16)
 
 
 def shorten_casts(graph: fx.Graph) -> int:
@@ -19,15 +20,15 @@ def shorten_casts(graph: fx.Graph) -> int:
     """
     count = 0
     for node in list(graph.nodes):
-        source = _source(node)
+        source = source_of(node)
         if source is None:
             continue
-        origin = _source(source)
-        widened = origin is not None and _widens(_dtype(origin), _dtype(source))
+        origin = source_of(source)
+        widened = origin is not None and _widens(dtype_of(origin), dtype_of(source))
         if origin is not None and widened:
             node.args, source = (origin,), origin
             count += 1
-        if _dtype(source) == node.kwargs["dtype"]:
+        if dtype_of(source) == node.kwargs["dtype"]:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
             count += not widened
@@ -35,17 +36,43 @@ def shorten_casts(graph: fx.Graph) -> int:
     return count
 
 
-def _source(node: fx.Node) -> fx.Node | None:
+def source_of(node: fx.Node) -> fx.Node | None:
     """What a node casts, if it changes the type and nothing else."""
-    if node.target is not _CAST or set(node.kwargs) != {"dtype"}:
+    if node.target is not CAST or set(node.kwargs) != {"dtype"}:
         return None
     source = node.args[0]
-    return source if isinstance(source, fx.Node) and _dtype(source) is not None else None
+    return source if isinstance(source, fx.Node) and dtype_of(source) is not None else None
 
 
-def _dtype(node: fx.Node) -> torch.dtype | None:
+def dtype_of(node: fx.Node) -> torch.dtype | None:
+    """The type of a node's tensor, if it is one."""
     value = node.meta.get("val")
     return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def cast_behind(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """A cast of a node's tensor, which nothing reads yet."""
+    with graph.inserting_after(node):
+        cast: fx.Node = graph.call_function(CAST, (node,), {"dtype": dtype})
+    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype)}
+    return cast
+
+
+def compute_wide(graph: fx.Graph, node: fx.Node) -> None:
+    """Rounds what a node made in a low precision behind it, now that it makes float32.
+
+    Who casts it to float32 anyway reads it unrounded.
+    """
+    low = node.meta["val"].dtype
+    users = list(node.users)
+    node.meta = {**node.meta, "val": node.meta["val"].float()}
+    rounded = cast_behind(graph, node, low)
+    for user in users:
+        wide = user.target is CAST and user.kwargs == {"dtype": torch.float32}
+        if not wide:
+            user.replace_input_with(node, rounded)
+    if not rounded.users:
+        graph.erase_node(rounded)
 
 
 def _widens(narrow: torch.dtype | None, wide: torch.dtype | None) -> bool:

@@ -14,11 +14,13 @@ from runner.backends.passes.cross_entropy import CrossEntropy
 from runner.backends.passes.embeddings import Embeddings
 from runner.backends.passes.flash_attention import FlashAttention
 from runner.backends.passes.indices import Indices
+from runner.backends.passes.inputs import Inputs
 from runner.backends.passes.mode import Rewriting
 from runner.backends.passes.multihead import MultiheadAttention
 from runner.backends.passes.norms import Norms
 from runner.backends.passes.parameters import ParametersAsActivations
 from runner.backends.passes.rewrite import Parameters, Rewrite
+from runner.backends.passes.roundings import round_once
 from runner.backends.passes.sums import widen_sums
 from runner.config.schema import PassesConfig
 
@@ -29,6 +31,7 @@ REWRITES: Mapping[str, type[Rewrite]] = {
     "embeddings": Embeddings,
     "flash_attention": FlashAttention,
     "indices": Indices,
+    "inputs": Inputs,
     "multihead": MultiheadAttention,
     "norms": Norms,
     "parameters": ParametersAsActivations,
@@ -37,6 +40,7 @@ REWRITES: Mapping[str, type[Rewrite]] = {
 #: Passes over the functional graph, in their order: each returns how much it changed.
 GRAPH_PASSES: Mapping[str, Callable[[fx.Graph], int]] = {
     "sums": widen_sums,
+    "roundings": round_once,
     "casts": shorten_casts,
 }
 

@@ -58,6 +58,25 @@ class Convolutional(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Residual(nn.Module):
+    """Two residual blocks with batch norm; nothing in it chooses, as max pooling does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.start = nn.BatchNorm2d(16)
+        self.kernels = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(4))
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.relu(self.start(self.stem(images))), 2)
+        for block in (0, 2):
+            y = F.relu(self.norms[block](self.kernels[block](x)))
+            x = F.relu(x + self.norms[block + 1](self.kernels[block + 1](y)))
+        return self.head(x.mean((2, 3)))
+
+
 def _loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     logits = model(batch["input"]).float()
     return F.cross_entropy(logits.flatten(0, -2), batch["target"].flatten(), label_smoothing=0.1)
@@ -71,9 +90,9 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1.0)
 
 
-def problem(make: type[nn.Module]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A model with its weights, and a batch; always the same."""
-    torch.manual_seed(3)
+def problem(make: type[nn.Module], seed: int = 3) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model with its weights, and a batch; for a seed always the same."""
+    torch.manual_seed(seed)
     model = make()
     if make is Transformer:
         tokens = torch.randint(0, VOCABULARY, (BATCH, TOKENS + 1))
@@ -94,9 +113,11 @@ class Update:
 Started = tuple[Backend, dict[str, Tensor], list[GraphRecord]]
 
 
-def started(make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None) -> Started:
+def started(
+    make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None, seed: int = 3
+) -> Started:
     """`openxla_step` at work on a model, a batch on the host, and where its graphs go."""
-    model, batch = problem(make)
+    model, batch = problem(make, seed)
     records: list[GraphRecord] = []
     recipe = Recipe(model, _loss, _evaluate, _sgd, autocast=autocast, passes=passes)
     backend = build(
@@ -105,9 +126,11 @@ def started(make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype |
     return backend, batch, records
 
 
-def update(make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None) -> Update:
+def update(
+    make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None, seed: int = 3
+) -> Update:
     """One update."""
-    backend, batch, records = started(make, passes, autocast)
+    backend, batch, records = started(make, passes, autocast, seed)
     before = {name: value.clone() for name, value in backend.state(0).params.items()}
     loss = backend.train_step(backend.place(batch), step=0, lr=1.0)["loss"].item()
     after = backend.state(1).params
@@ -122,9 +145,9 @@ def largest(make: type[nn.Module], passes: PassesConfig) -> tuple[float, GraphRe
     return backend.eval_step(placed, mask)["largest"].item(), records[0]
 
 
-def reference(make: type[nn.Module]) -> tuple[float, dict[str, Tensor]]:
+def reference(make: type[nn.Module], seed: int = 3) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients in float64, by plain PyTorch."""
-    model, batch = problem(make)
+    model, batch = problem(make, seed)
     model = copy.deepcopy(model).double()
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     logits = model(batch["input"])

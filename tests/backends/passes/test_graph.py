@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from runner.backends.passes.casts import shorten_casts
+from runner.backends.passes.roundings import round_once
 from runner.backends.passes.sums import widen_sums
 from runner.backends.step.trace import trace_step
 
@@ -24,10 +26,14 @@ def _targets(graph: fx.GraphModule) -> list[str]:
     return [target for target in called if target != "aten.detach.default"]
 
 
-def _run(graph: fx.GraphModule, value: Tensor) -> Tensor:
+def _all(graph: fx.GraphModule, value: Tensor) -> list[Tensor]:
     graph.recompile()
-    result: Tensor = graph(value)[0]
-    return result
+    results: list[Tensor] = graph(value)
+    return results
+
+
+def _run(graph: fx.GraphModule, value: Tensor) -> Tensor:
+    return _all(graph, value)[0]
 
 
 def test_there_and_back_by_a_wider_type_is_nothing() -> None:
@@ -72,3 +78,63 @@ def test_a_sum_that_is_cast_to_float32_is_not_rounded() -> None:
 
 def test_sums_of_float32_stay() -> None:
     assert widen_sums(_graph(lambda x: [x.sum(0)], F32).graph) == 0
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, low: (x.float() * 1.1).to(low) + x,
+        lambda x, low: x - (x.float() * 1.1).to(low),
+        lambda x, low: torch.relu((x.float() * 1.1).to(low)) + x,
+    ],
+)
+def test_what_was_computed_in_float32_is_added_before_it_is_rounded(
+    add: Callable[[Tensor, torch.dtype], Tensor],
+) -> None:
+    graph = _graph(lambda x: [add(x, BF16)], BF16)
+    value = torch.linspace(-3, 3, 24).view(4, 6).to(BF16)
+    twice = _run(graph, value)
+    assert round_once(graph.graph) > 0
+    once = _run(graph, value)
+    expected = add(value.float(), F32)
+    assert once.dtype == BF16
+    assert (once - expected).norm() < (twice - expected).norm()
+
+
+def test_an_activation_is_computed_in_float32() -> None:
+    graph = _graph(lambda x: [F.gelu(x)], BF16)
+    assert round_once(graph.graph) == 1
+    cast = "aten._to_copy.default"
+    assert _targets(graph) == [cast, "aten.gelu.default", cast]
+    value = torch.randn(4, 6).to(BF16)
+    expected = F.gelu(value.float()).to(BF16)
+    torch.testing.assert_close(_run(graph, value), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: [x * 1.1 + x],
+        lambda x: [(half := (x.float() * 1.1).to(BF16)) + x, half],
+        lambda x: [x.float().mean(0).to(BF16) + x],
+        lambda x: [torch.relu((x.float() * 1.1).to(BF16)) @ x.T],
+    ],
+    ids=["bf16 before", "read twice", "broadcast", "no sum"],
+)
+def test_other_roundings_stay(function: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    assert round_once(_graph(function, BF16).graph) == 0
+
+
+def test_a_mask_reads_no_numbers() -> None:
+    """ReLU's gradient, which asks what was positive, keeps no sum from reading it unrounded."""
+
+    def step(x: Tensor) -> list[Tensor]:
+        leaf = x.detach().requires_grad_()
+        y = torch.relu((leaf.float() * 1.1).to(BF16)) + x
+        return [y.detach(), *torch.autograd.grad(y, leaf, torch.ones_like(y))]
+
+    graph = _graph(step, BF16)
+    assert round_once(graph.graph) == 2
+    value = torch.randn(4, 6).to(BF16)
+    for got, expected in zip(_all(graph, value), step(value), strict=True):
+        torch.testing.assert_close(got, expected, rtol=2**-7, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from runner.record.errors import DeviceError
 from tests.backends.passes.models import (
     OFF,
     Convolutional,
+    Residual,
     Transformer,
     Update,
     largest,
@@ -29,9 +31,9 @@ MODELS = [Transformer, Convolutional]
 BF16 = torch.bfloat16
 
 
-def _error(found: Update, make: type[nn.Module]) -> float:
+def _error(found: Update, make: type[nn.Module], seed: int = 3) -> float:
     """Distance of all gradients from float64, relative."""
-    _, expected = reference(make)
+    _, expected = reference(make, seed)
     distance = sum((found.gradients[n] - g).square().sum().item() for n, g in expected.items())
     return math.sqrt(distance / sum(g.square().sum().item() for g in expected.values()))
 
@@ -53,19 +55,24 @@ def test_bf16_errs_no_more_with_passes_that_round_no_more(make: type[nn.Module])
     assert _error(found, make) <= _error(without, make)
 
 
+@pytest.mark.parametrize("make", [Transformer, Residual])
+def test_bf16_errs_no_more_with_passes(make: type[nn.Module]) -> None:
+    """Over several problems, since in one of them a rounding can turn a ReLU's gradient around."""
+
+    def ratio(seed: int) -> float:
+        found, without = (update(make, passes, BF16, seed) for passes in (PassesConfig(), OFF))
+        return _error(found, make, seed) / _error(without, make, seed)
+
+    assert statistics.geometric_mean(map(ratio, range(10))) <= 1
+
+
 def test_an_evaluation_has_its_passes_too() -> None:
     model, batch = problem(Transformer)
     with torch.no_grad():
         expected = model.eval()(batch["input"]).flatten(1).amax(1).sum().item()
     found, graph = largest(Transformer, PassesConfig())
     assert found == pytest.approx(expected, rel=2e-2)
-    assert graph.passes == {
-        "attention": 1,
-        "embeddings": 1,
-        "indices": 1,
-        "norms": 3,
-        "parameters": 1,
-    }
+    assert graph.passes == {"attention": 1, "indices": 1, "roundings": 1}
 
 
 def test_every_pass_has_a_switch() -> None:
