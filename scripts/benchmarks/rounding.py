@@ -1,0 +1,140 @@
+"""How far a bf16 step's gradients are from float64: with passes off, on, and with one switched.
+
+Small models of the kinds that `scripts/bench tpu_program` compiles, on XLA's CPU device. Given is
+the distance of all gradients from those of the same weights and batch in float64, relative to
+their norm, over several random problems: its root mean square with passes off, and for the rest
+the ratio to that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+
+os.environ["PJRT_DEVICE"] = "CPU"
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jobs.gpt import GPT, Shape
+from runner.backends.base import Recipe
+from runner.backends.registry import build
+from runner.config.schema import PassesConfig
+from runner.xla.device import open_device
+
+Batch = dict[str, Tensor]
+
+OFF = PassesConfig(**{field.name: False for field in dataclasses.fields(PassesConfig)})
+VARIANTS = {
+    "off": OFF,
+    "on": PassesConfig(),
+    "embeddings=true": PassesConfig(embeddings=True),
+    "parameters=false": PassesConfig(parameters=False),
+    "roundings=false": PassesConfig(roundings=False),
+    "inputs=false": PassesConfig(inputs=False),
+    "norms=false": PassesConfig(norms=False),
+}
+MODELS = ("gpt", "vit", "resnet18")
+
+
+def main() -> int:
+    """Measure and print a table, or JSON."""
+    parser = argparse.ArgumentParser(prog="bench rounding", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=4, help="problems of each model (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    asked = parser.parse_args()
+    open_device()
+    rows = {model: _errors(model, asked.seeds) for model in MODELS}
+    print(json.dumps(rows, indent=2) if asked.json else _table(rows))
+    return 0
+
+
+def _errors(model: str, seeds: int) -> dict[str, float]:
+    """A model's error by variant."""
+    squares = dict.fromkeys(VARIANTS, 0.0)
+    for seed in range(seeds):
+        expected = _exact(*_problem(model, seed))
+        whole = _norm(expected)
+        for name, passes in VARIANTS.items():
+            found = _gradients(*_problem(model, seed), passes)
+            distance = _norm({key: found[key] - one for key, one in expected.items()})
+            squares[name] += (distance / whole) ** 2
+        print(f"{model}, problem {seed + 1} of {seeds}", file=sys.stderr, flush=True)
+    return {name: math.sqrt(total / seeds) for name, total in squares.items()}
+
+
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    return math.hypot(*(one.double().norm().item() for one in tensors.values()))
+
+
+def _problem(model: str, seed: int) -> tuple[nn.Module, Batch]:
+    """A model with random weights and a random batch."""
+    torch.manual_seed(seed)
+    if model == "gpt":
+        text = torch.randint(256, (4, 65))
+        batch = {"input": text[:, :-1].contiguous(), "target": text[:, 1:].contiguous()}
+        return GPT(Shape(256, 64, 4, 128, 4, 0.0, "learned")), batch
+    if model == "vit":
+        made = torchvision.models.VisionTransformer(32, 4, 4, 4, 128, 256, num_classes=10)
+        nn.init.normal_(made.heads[0].weight, std=0.1)  # it begins at 0, and gradients with it
+        return made, _images(16, 32)
+    return torchvision.models.resnet18(num_classes=10), _images(32, 64)
+
+
+def _images(count: int, size: int) -> Batch:
+    return {"input": torch.randn(count, 3, size, size), "target": torch.randint(10, (count,))}
+
+
+def _loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    logits = model(batch["input"])
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits.flatten(0, -2), batch["target"].flatten())
+
+
+def _no_metrics(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    raise NotImplementedError
+
+
+def _exact(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Gradients in float64, by plain PyTorch."""
+    model = copy.deepcopy(model).double()
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    named = dict(model.named_parameters())
+    found = torch.autograd.grad(_loss(model, wide), list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+def _gradients(model: nn.Module, batch: Batch, passes: PassesConfig) -> dict[str, Tensor]:
+    """What one update by plain SGD with a rate of 1 takes away."""
+    recipe = Recipe(model, _loss, _no_metrics, _sgd, autocast=torch.bfloat16, passes=passes)
+    backend = build(
+        "openxla_step", recipe, on_start=lambda _: None, on_record=lambda _: None, strict=False
+    )
+    before = {name: value.clone() for name, value in backend.state(0).params.items()}
+    backend.train_step(backend.place(batch), step=0, lr=1.0)
+    after = backend.state(1).params
+    return {name: value.double() - after[name].double() for name, value in before.items()}
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1.0)
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    lines = ["| model | " + " | ".join(VARIANTS) + " |", "|---" * (len(VARIANTS) + 1) + "|"]
+    for model, errors in rows.items():
+        others = (f"{errors[name] / errors['off']:.3f}" for name in VARIANTS if name != "off")
+        lines.append("| " + " | ".join([model, f"{errors['off']:.4f}", *others]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
