@@ -78,7 +78,7 @@ def _batch_norm(
         count = x.numel() // x.shape[1]
         with torch.no_grad():
             running_mean.lerp_(mean.flatten(), momentum)
-            running_var.lerp_(variance.flatten() * (count / (count - 1)), momentum)
+            running_var.lerp_(variance.flatten() * (count / max(count - 1, 1)), momentum)
     normed: Tensor = y
     return normed
 
