@@ -83,7 +83,7 @@ class PassesConfig:
         flash_attention: Attention by a TPU's flash kernels where it suits them, off by default:
             it rounds in places of its own.
         indices: Rows of embeddings are looked up by int32.
-        inputs: A convolution reads a float32 batch as it is, without a copy of it in bf16.
+        inputs: Convolutions read a float32 batch as it is, without a copy of it in bf16.
         multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
         norms: Statistics in float32, the output in bf16.
         parameters: Parameters that are added to, or multiply, activations do so in bf16.

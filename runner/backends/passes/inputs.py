@@ -2,11 +2,13 @@
 
 Autocast writes all images to memory once more, in bf16, to be read by the first convolution and by
 its gradient. A TPU's matrix unit rounds what it multiplies to bf16 itself, at XLA's default
-precision: the products are the same. The output has the autocast type, as ever.
+precision: the products are the same. The output has the autocast type, as ever. Where windows do
+not overlap the copy stays: XLA puts such images in another order first, which is less in bf16.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,12 +24,28 @@ class Inputs(Rewrite):
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        x = args[0] if args else None
-        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.requires_grad:
-            return proceed(*args, **kwargs)
-        target = autocast_type(x)
-        if target is None:
+        if not _suits(*args, **kwargs):
             return proceed(*args, **kwargs)
         self.count += 1
+        x = args[0]
+        target = autocast_type(x)
         with torch.autocast(x.device.type, enabled=False):
             return proceed(*args, **kwargs).to(target)
+
+
+def _suits(
+    x: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    *_: Any,
+    **__: Any,
+) -> bool:
+    """Whether a convolution's windows overlap on what needs no gradient and would be cast."""
+    if x is None or weight is None or x.dtype != torch.float32 or x.requires_grad:
+        return False
+    window = weight.shape[2:]
+    strides = [stride] if isinstance(stride, int) else list(stride)
+    strides = strides * len(window) if len(strides) == 1 else strides
+    overlap = any(step < size for step, size in zip(strides, window, strict=True))
+    return overlap and autocast_type(x) is not None

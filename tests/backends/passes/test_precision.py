@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -98,8 +99,9 @@ def test_a_batch_is_convolved_without_a_copy_in_bf16(dims: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_activations_are_convolved_in_bf16() -> None:
-    layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 5, 5, requires_grad=True)
+@pytest.mark.parametrize(("stride", "grad"), [(1, True), (3, False), ((3, 4), False)])
+def test_activations_and_patches_are_convolved_in_bf16(stride: Any, grad: bool) -> None:
+    layer, x = nn.Conv2d(3, 4, 3, stride), torch.randn(2, 3, 6, 7, requires_grad=grad)
     with torch.autocast("cpu", BF16):
         expected = layer(x)
     torch.testing.assert_close(_result(lambda: layer(x)), expected, rtol=0, atol=0)
