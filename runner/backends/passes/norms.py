@@ -73,13 +73,14 @@ def _batch_norm(
     if not training:
         rest = (weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
         return torch.batch_norm(x.float(), *rest).to(x.dtype)
-    y, mean, variance = _BatchNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    over = (0, *range(2, x.dim()))
+    normed: Tensor
+    normed, mean, variance = _BatchNorm.apply(x, weight, bias, over, eps)  # type: ignore[no-untyped-call]
     if running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
             running_mean.lerp_(mean.flatten(), momentum)
             running_var.lerp_(variance.flatten() * (count / max(count - 1, 1)), momentum)
-    normed: Tensor = y
     return normed
 
 
@@ -90,10 +91,20 @@ def _layer_moments(x: Tensor, over: tuple[int, ...], eps: float) -> tuple[Tensor
     return mean, ((wide - mean).square().mean(over, keepdim=True) + eps).rsqrt()
 
 
-class _LayerNorm(torch.autograd.Function):
-    """From x, weight, bias [normalized sizes], to the result, mean and inverse deviation."""
+class _Norm(torch.autograd.Function):
+    """From x, weight, bias, the dimensions of the statistics, eps, to the result and statistics."""
 
     generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, weight, _, ctx.over, ctx.eps = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(x, weight, *output[1:])
+
+
+class _LayerNorm(_Norm):
+    """Weight and bias have the normalized sizes; returns mean and inverse deviation, too."""
 
     @staticmethod
     def forward(
@@ -104,12 +115,6 @@ class _LayerNorm(torch.autograd.Function):
         y = y if weight is None else y * weight
         y = y if bias is None else y + bias
         return y.to(x.dtype), mean, inverse
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, ctx.over, ctx.eps = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,55 +131,43 @@ class _LayerNorm(torch.autograd.Function):
         return to_x.to(x.dtype), to_weight, to_bias, None, None
 
 
-def _batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_moments(x: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel, float32, by one pass over x, as in XLA's own."""
-    wide, over = x.float(), _all_but_channels(x)
+    wide = x.float()
     mean = wide.mean(over, keepdim=True)
     variance = wide.square().mean(over, keepdim=True) - mean.square()
     return mean, variance.clamp(min=0.0)
-
-
-def _all_but_channels(x: Tensor) -> tuple[int, ...]:
-    return (0, *range(2, x.dim()))
 
 
 def _by_channel(weight: Tensor | None, x: Tensor) -> Tensor | float:
     return 1.0 if weight is None else weight.view(1, -1, *[1] * (x.dim() - 2))
 
 
-class _BatchNorm(torch.autograd.Function):
-    """From x [batch, channels, ...], weight, bias, to the result, mean and variance."""
-
-    generate_vmap_rule = True
+class _BatchNorm(_Norm):
+    """x is [batch, channels, ...]; returns mean and variance of the channels, too."""
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, over: tuple[int, ...], eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, variance = _batch_moments(x)
+        mean, variance = _batch_moments(x, over)
         factor = (variance + eps).rsqrt() * _by_channel(weight, x)
         summand = -mean * factor if bias is None else _by_channel(bias, x) - mean * factor
         return (x.float() * factor + summand).to(x.dtype), mean, variance
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, ctx.eps = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, *output[1:])
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants gradients of gradients
-            mean, variance = _batch_moments(x)
+            mean, variance = _batch_moments(x, ctx.over)
         inverse = (variance + ctx.eps).rsqrt()
-        grad, wide, over = grads[0].float(), x.float(), _all_but_channels(x)
-        count = math.prod(x.shape[axis] for axis in over)
-        total = grad.sum(over, keepdim=True)
-        along = ((grad * wide).sum(over, keepdim=True) - mean * total) * inverse
+        grad, wide = grads[0].float(), x.float()
+        count = math.prod(x.shape[axis] for axis in ctx.over)
+        total = grad.sum(ctx.over, keepdim=True)
+        along = ((grad * wide).sum(ctx.over, keepdim=True) - mean * total) * inverse
         factor = inverse * _by_channel(weight, x)
         level, slope = factor * total / count, factor * along * inverse / count
         to_x = grad * factor - ((wide - mean) * slope + level)
         to_weight = along.flatten() if ctx.needs_input_grad[1] else None
         to_bias = total.flatten() if ctx.needs_input_grad[2] else None
-        return to_x.to(x.dtype), to_weight, to_bias, None
+        return to_x.to(x.dtype), to_weight, to_bias, None, None
