@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.backends.passes.rewrite import Function, Rewrite
+from runner.backends.passes.rewrite import Function, Rewrite, autocast_type
 from runner.xla.dot import dot
 
 _NOTHING = float("-inf")
@@ -37,6 +37,18 @@ class Call:
     is_causal: bool = False
     scale: float | None = None
     enable_gqa: bool = False
+
+    def lowered(self) -> Call:
+        """The call with query, key and value as autocast would hand them to attention.
+
+        On XLA devices it hands them on as they are (torch_xla 2.9.0): two float32 that have been
+        rotated, and a bf16 value, which torch refuses.
+        """
+        target = autocast_type(self.query)
+        if target is None:
+            return self
+        query, key, value = (one.to(target) for one in (self.query, self.key, self.value))
+        return dataclasses.replace(self, query=query, key=key, value=value)
 
     def suits(self) -> bool:
         """Whether it is a plain case: same leading sizes, whole groups of heads."""
@@ -65,7 +77,7 @@ class Attention(Rewrite):
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        call = Call(*args, **kwargs)
+        call = Call(*args, **kwargs).lowered()
         if not call.suits():
             return proceed(*args, **kwargs)
         self.count += 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.backends.passes.attention import Call
-from runner.backends.passes.rewrite import Function, Parameters, Rewrite, autocast_type
+from runner.backends.passes.rewrite import Function, Parameters, Rewrite
 from runner.record.errors import BackendError
 from runner.xla import flash_attention
 
@@ -32,14 +32,14 @@ class FlashAttention(Rewrite):
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        call = Call(*args, **kwargs)
+        call = Call(*args, **kwargs).lowered()
         reason = _unsuited(call)
         if reason:
             self._refused.add(reason)
             return proceed(*args, **kwargs)
         self.count += 1
-        query, key, value = (_lower(tensor) for tensor in (call.query, call.key, call.value))
-        key, value = (_repeated(tensor, call.groups) for tensor in (key, value))
+        query = call.query
+        key, value = (_repeated(tensor, call.groups) for tensor in (call.key, call.value))
         scale = 1 / math.sqrt(query.shape[-1]) if call.scale is None else call.scale
         flat = (_batched(tensor) for tensor in (query, key, value))
         mixed: Tensor = _Mix.apply(*flat, call.is_causal, scale)  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def _unsuited(call: Call) -> str:
         return f"it drops probabilities (dropout_p={call.dropout_p})"
     if not call.suits() or key.shape[-1] != call.value.shape[-1]:
         return "sizes or types of query, key and value differ"
-    if _lower(query).dtype not in (torch.float32, torch.bfloat16):
+    if query.dtype not in (torch.float32, torch.bfloat16):
         return f"it is in {query.dtype}"
     if query.shape[-2] % block or key.shape[-2] % block:
         return (
@@ -75,12 +75,6 @@ def _unsuited(call: Call) -> str:
     if width > _WIDEST or (width > block and width % block):
         return f"a head must be at most {block} wide, or {_WIDEST}; got {width}"
     return ""
-
-
-def _lower(tensor: Tensor) -> Tensor:
-    """The tensor as autocast hands it to attention."""
-    dtype = autocast_type(tensor)
-    return tensor if dtype is None else tensor.to(dtype)
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:

@@ -147,3 +147,17 @@ def test_what_it_does_not_know_is_torchs_own_affair() -> None:
         return F.scaled_dot_product_attention(query, key[:1], value[:1]).square().sum()
 
     assert rewritten(broadcast, _heads(), _heads(), _heads()) == {}
+
+
+def test_under_autocast_all_of_it_is_in_its_type() -> None:
+    """Queries and keys that were rotated in float32, values as a linear layer left them."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 8, 16).unbind()
+    value = value.to(torch.bfloat16)
+    passes = Passes(PassesConfig())
+    with passes.rewriting(), torch.autocast("cpu", torch.bfloat16):
+        got = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    expected = F.scaled_dot_product_attention(query, key, value.float(), is_causal=True)
+    assert passes.made == {"attention": 1}
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
