@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import _disable_current_modes
 
 CAST = torch.ops.aten._to_copy.default
 LOW = (torch.bfloat16, torch.float16)
@@ -54,7 +55,7 @@ def cast_behind(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     """A cast of a node's tensor, which nothing reads yet."""
     with graph.inserting_after(node):
         cast: fx.Node = graph.call_function(CAST, (node,), {"dtype": dtype})
-    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype)}
+    cast.meta = {**node.meta, "val": _described(node.meta["val"], dtype)}
     return cast
 
 
@@ -65,7 +66,7 @@ def compute_wide(graph: fx.Graph, node: fx.Node) -> None:
     """
     low = node.meta["val"].dtype
     users = list(node.users)
-    node.meta = {**node.meta, "val": node.meta["val"].float()}
+    node.meta = {**node.meta, "val": _described(node.meta["val"], torch.float32)}
     rounded = cast_behind(graph, node, low)
     for user in users:
         wide = user.target is CAST and user.kwargs == {"dtype": torch.float32}
@@ -73,6 +74,12 @@ def compute_wide(graph: fx.Graph, node: fx.Node) -> None:
             user.replace_input_with(node, rounded)
     if not rounded.users:
         graph.erase_node(rounded)
+
+
+def _described(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A node's tensor in another type: in no trace that goes on around that of the graph."""
+    with _disable_current_modes():
+        return value.to(dtype)
 
 
 def _widens(narrow: torch.dtype | None, wide: torch.dtype | None) -> bool:
