@@ -87,7 +87,7 @@ class PassesConfig:
         multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
         norms: Statistics in float32, the output in bf16.
         parameters: Parameters that are added to, or multiply, activations do so in bf16.
-        roundings: What is computed element by element is rounded once, where it ends.
+        roundings: Activations, and sums of what was just made in float32, are rounded once.
         sums: Sums and means of bf16 are taken in float32.
     """
 

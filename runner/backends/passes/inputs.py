@@ -2,7 +2,7 @@
 
 Autocast writes all images to memory once more, in bf16, to be read by the first convolution and by
 its gradient. A TPU's matrix unit rounds what it multiplies to bf16 itself, at XLA's default
-precision: the products are the same. The output has the autocast type, as ever. Where windows do
+precision (not yet run on hardware). The output has the autocast type, as ever. Where windows do
 not overlap the copy stays: XLA puts such images in another order first, which is less in bf16.
 """
 
