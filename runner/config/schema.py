@@ -80,8 +80,7 @@ class PassesConfig:
         cross_entropy: The right class by comparing int32, probabilities computed again.
         embeddings: Rows of embeddings come in bf16, and with them a transformer's residual stream;
             off by default: gradients err more than without passes.
-        flash_attention: Attention by a TPU's flash kernels where it suits them, off by default:
-            it rounds in places of its own.
+        flash_attention: By a TPU's flash kernels, which round elsewhere; off by default.
         indices: Rows of embeddings are looked up by int32.
         inputs: Convolutions read a float32 batch as it is, without a copy of it in bf16.
         multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
@@ -103,6 +102,11 @@ class PassesConfig:
     parameters: bool = True
     roundings: bool = True
     sums: bool = True
+
+    @classmethod
+    def off(cls) -> PassesConfig:
+        """None of them."""
+        return cls(**{field.name: False for field in dataclasses.fields(cls)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner.xla import autocast
+
 try:
     import torch_xla
     from torch_xla.core import xla_model
@@ -12,6 +14,8 @@ except ImportError as error:
         "the XLA backends need torch_xla, which fits torch by its exact version: "
         "pip install 'torch==2.9.0' 'torch_xla==2.9.0' (on a TPU VM 'torch_xla[tpu]==2.9.0')"
     ) from error
+
+autocast.complete()
 
 #: The extension module: graphs, hashes, counters, transfers. Untyped, and internal to torch_xla.
 binding: Any = torch_xla._XLAC  # type: ignore[attr-defined]

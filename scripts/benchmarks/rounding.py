@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import json
 import math
 import os
@@ -32,9 +31,8 @@ from runner.xla.device import open_device
 
 Batch = dict[str, Tensor]
 
-OFF = PassesConfig(**{field.name: False for field in dataclasses.fields(PassesConfig)})
 VARIANTS = {
-    "off": OFF,
+    "off": PassesConfig.off(),
     "on": PassesConfig(),
     "embeddings=true": PassesConfig(embeddings=True),
     "parameters=false": PassesConfig(parameters=False),

@@ -16,6 +16,7 @@ from jobs.gpt import GPTJob
 from jobs.llama import Llama
 from jobs.vit import ViT
 from runner.backends.base import PREDICTED, Recipe
+from runner.config.schema import PassesConfig
 from tests.backends import problems
 
 TEXT_FACTS = {"vocabulary": 32, "seq_len": 16, "heldout_tokens": 10, "heldout_bytes": 10}
@@ -85,6 +86,7 @@ def bert_classifier() -> Job:
     return BertClassifier({**SIZES, "mlp_width": 32, "dropout": 0.0}, facts)
 
 
+DEFAULT = PassesConfig()
 TINY = {
     "llama": Tiny(llama, text),
     "bert": Tiny(masked_bert, masked),
@@ -96,7 +98,13 @@ TINY = {
 
 @functools.cache
 def trained(
-    name: str, backend_name: str, *, remat: bool = False, scan_layers: bool = False
+    name: str,
+    backend_name: str,
+    *,
+    remat: bool = False,
+    scan_layers: bool = False,
+    autocast: torch.dtype | None = None,
+    passes: PassesConfig = DEFAULT,
 ) -> tuple[list[float], dict[str, float], Tensor]:
     """Losses of two steps, then the held-out metrics of a batch and what is predicted of it."""
     tiny = TINY[name]
@@ -109,6 +117,8 @@ def trained(
         make_optimizer=lambda model: torch.optim.AdamW(job.parameter_groups(model), lr=1e-3),
         remat=remat,
         scan_layers=scan_layers,
+        autocast=autocast,
+        passes=passes,
     )
     backend = problems.start(backend_name, recipe)
     losses = [
@@ -148,3 +158,24 @@ def test_losses_and_metrics_are_the_same_with_layers_in_a_loop(name: str) -> Non
     assert got[0] == pytest.approx(losses, rel=1e-5)
     assert got[1] == pytest.approx(metrics, rel=1e-4)
     assert trained(name, "openxla_step", remat=True)[1] == pytest.approx(metrics, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "lazy", "openxla", "openxla_step"])
+@pytest.mark.parametrize("name", TINY)
+def test_bf16_is_near_float32_with_no_pass(name: str, backend: str) -> None:
+    losses, metrics, _ = trained(name, "eager")
+    got = trained(name, backend, autocast=torch.bfloat16, passes=PassesConfig.off())
+    assert got[0] != losses
+    assert got[0] == pytest.approx(losses, rel=0.01)
+    assert got[1] == pytest.approx(metrics, rel=0.05)
+
+
+@pytest.mark.parametrize("passes", [DEFAULT, PassesConfig.off()], ids=["on", "off"])
+@pytest.mark.parametrize("name", TINY)
+def test_bf16_is_near_float32_with_layers_in_a_loop(name: str, passes: PassesConfig) -> None:
+    losses, metrics, _ = trained(name, "eager")
+    got = trained(
+        name, "openxla_step", remat=True, scan_layers=True, autocast=torch.bfloat16, passes=passes
+    )
+    assert got[0] == pytest.approx(losses, rel=0.01)
+    assert got[1] == pytest.approx(metrics, rel=0.05)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from runner.backends.passes.rewrite import Function, Rewrite, autocast_type
+from runner.xla.autocast import lowered
 from runner.xla.dot import dot
 
 _NOTHING = float("-inf")
@@ -39,15 +40,11 @@ class Call:
     enable_gqa: bool = False
 
     def lowered(self) -> Call:
-        """The call with query, key and value as autocast would hand them to attention.
-
-        On XLA devices it hands them on as they are (torch_xla 2.9.0): two float32 that have been
-        rotated, and a bf16 value, which torch refuses.
-        """
+        """The call with query, key and value as autocast, which comes later, would cast them."""
         target = autocast_type(self.query)
         if target is None:
             return self
-        query, key, value = (one.to(target) for one in (self.query, self.key, self.value))
+        query, key, value = (lowered(one, target) for one in (self.query, self.key, self.value))
         return dataclasses.replace(self, query=query, key=key, value=value)
 
     def suits(self) -> bool:

@@ -29,7 +29,6 @@ from runner.preflight.tpu_compiler import (
 )
 
 VARIANTS = ("off", "on", "jax")
-OFF = PassesConfig(**{field.name: False for field in dataclasses.fields(PassesConfig)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +128,7 @@ def main() -> None:
     if row.variant == "jax":
         step = jax_step(row.model, row.layers)
     else:
-        passes = PassesConfig() if row.variant == "on" else OFF
+        passes = PassesConfig() if row.variant == "on" else PassesConfig.off()
         step = torch_step(row.model, row.layers, passes)
     json.dump(figures(step, row.chip), out)
     out.close()

@@ -16,7 +16,6 @@ from runner.config.schema import PassesConfig
 from runner.record.events import GraphRecord
 
 BATCH, TOKENS, WIDTH, VOCABULARY, CLASSES = 4, 16, 32, 50, 10
-OFF = PassesConfig(**{field.name: False for field in dataclasses.fields(PassesConfig)})
 
 
 class Transformer(nn.Module):

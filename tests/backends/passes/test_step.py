@@ -14,7 +14,6 @@ from runner.backends.passes.pipeline import GRAPH_PASSES, REWRITES
 from runner.config.schema import PassesConfig
 from runner.record.errors import DeviceError
 from tests.backends.passes.models import (
-    OFF,
     Convolutional,
     Residual,
     Transformer,
@@ -25,6 +24,7 @@ from tests.backends.passes.models import (
     update,
 )
 
+OFF = PassesConfig.off()
 #: Those that round no number more than torch does without them.
 GENTLE = dataclasses.replace(OFF, attention=True, casts=True, cross_entropy=True, sums=True)
 MODELS = [Transformer, Convolutional]
