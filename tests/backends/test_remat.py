@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from jobs.gpt import GPTJob
 from jobs.stack import run_layers
 from runner.backends.base import Recipe
+from runner.backends.passes.pipeline import Passes
+from runner.backends.passes.rewrite import Held
 from runner.backends.registry import build
+from runner.backends.step.layers import LayerFunction
 from runner.config.schema import PassesConfig
 from runner.record.errors import ConfigError
 from runner.record.events import GraphRecord
@@ -93,6 +96,21 @@ def test_it_works_with_the_labels_of_a_profile() -> None:
     plain, _ = trained(gpt(remat=True))
     labelled, _ = trained(gpt(remat=True), labelled=True)
     assert labelled == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_convolution_reads_the_same_both_times(given: bool) -> None:
+    """Whether the layer is given the batch itself or what another one made of it."""
+    passes, x = Passes(PassesConfig()), torch.randn(2, 3, 8)
+    passes.batch.hold([x] if given else [])
+    convolution = nn.Conv1d(3, 3, 3, padding=1)
+    layer = LayerFunction(lambda layer, x: x + layer(x), convolution, Held())
+    tensors = [x, *convolution.parameters()]
+    with passes.rewriting():
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            first = layer.first(tensors)
+        again = layer.again([one.detach() for one in tensors])
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
 def test_a_model_without_layers_that_repeat_is_refused() -> None:

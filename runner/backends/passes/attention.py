@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.backends.passes.rewrite import Function, Rewrite, autocast_type
+from runner.backends.passes.rewrite import Function, Rewrite, autocast_type, transformed
 from runner.xla.autocast import lowered
 from runner.xla.dot import dot
 
@@ -75,7 +75,7 @@ class Attention(Rewrite):
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
         call = Call(*args, **kwargs).lowered()
-        if not call.suits():
+        if transformed() or not call.suits():
             return proceed(*args, **kwargs)
         self.count += 1
         groups, (queries, width) = call.groups, call.query.shape[-2:]

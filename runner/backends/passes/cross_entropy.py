@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.backends.passes.rewrite import Function, Rewrite, autocast_type
+from runner.backends.passes.casts import LOW
+from runner.backends.passes.rewrite import Function, Rewrite, autocast_type, transformed
 
 _NONE, _MEAN = 0, 1  # torch.nn._reduction
-_LOW = (torch.bfloat16, torch.float16)
 _NLL: Function = getattr(torch._C._nn, "nll_loss_nd")  # noqa: B009 - mypy does not know it
 _Pair = tuple[Tensor, Tensor]
 
@@ -40,13 +40,13 @@ class CrossEntropy(Rewrite):
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        if len(args) < 2 or not _suits(*args[:2]):
+        if transformed() or len(args) < 2 or not _suits(*args[:2]):
             return proceed(*args, **kwargs)
         scores, target, *rest = args
         options = _Options(*rest, **kwargs)
         self.count += 1
         nll = proceed is _NLL
-        scores = scores.float() if scores.dtype in _LOW else scores
+        scores = scores.float() if scores.dtype in LOW else scores
         if scores.dim() == 1:
             losses, weights = _rows(scores[None], target[None], options, nll=nll)
             losses, weights = losses[0], weights[0]
@@ -64,7 +64,7 @@ def _suits(scores: Any, target: Any) -> bool:
         return False
     if scores.dim() == 0 or target.is_floating_point():
         return False
-    return scores.dtype not in _LOW or autocast_type(scores) is not None
+    return scores.dtype not in LOW or autocast_type(scores) is not None
 
 
 def _rows(scores: Tensor, target: Tensor, options: _Options, *, nll: bool) -> _Pair:

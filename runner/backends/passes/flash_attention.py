@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.backends.passes.attention import Call
-from runner.backends.passes.rewrite import Function, Parameters, Rewrite
+from runner.backends.passes.rewrite import Function, Held, Rewrite, transformed
 from runner.record.errors import BackendError
 from runner.xla import flash_attention
 
@@ -26,8 +26,8 @@ class FlashAttention(Rewrite):
 
     calls = (torch._C._nn.scaled_dot_product_attention,)
 
-    def __init__(self, parameters: Parameters) -> None:
-        super().__init__(parameters)
+    def __init__(self, parameters: Held, batch: Held) -> None:
+        super().__init__(parameters, batch)
         self._refused: set[str] = set()
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
@@ -59,6 +59,8 @@ def _unsuited(call: Call) -> str:
     """Why the kernel cannot do a call; "" if it can."""
     query, key = call.query, call.key
     block, width = flash_attention.BLOCK, query.shape[-1]
+    if transformed():
+        return "torch.func transforms it"
     if call.attn_mask is not None:
         return "it has a mask (attn_mask)"
     if call.dropout_p > 0:

@@ -18,31 +18,31 @@ from runner.backends.passes.rewrite import Function, Rewrite, autocast_type
 
 
 class Inputs(Rewrite):
-    """Convolutions of what needs no gradient."""
+    """Convolutions of the batch."""
 
     calls = (torch.conv1d, torch.conv2d, torch.conv3d)
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        if not _suits(*args, **kwargs):
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or x not in self.batch or not _suits(*args, **kwargs):
             return proceed(*args, **kwargs)
         self.count += 1
-        x = args[0]
         target = autocast_type(x)
         with torch.autocast(x.device.type, enabled=False):
             return proceed(*args, **kwargs).to(target)
 
 
 def _suits(
-    x: Tensor | None = None,
+    x: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
     *_: Any,
     **__: Any,
 ) -> bool:
-    """Whether a convolution's windows overlap on what needs no gradient and would be cast."""
-    if x is None or weight is None or x.dtype != torch.float32 or x.requires_grad:
+    """Whether a convolution's windows overlap on what would be cast."""
+    if weight is None or x.dtype != torch.float32 or x.requires_grad:
         return False
     window = weight.shape[2:]
     strides = [stride] if isinstance(stride, int) else list(stride)

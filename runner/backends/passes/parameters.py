@@ -24,14 +24,19 @@ class ParametersAsActivations(Rewrite):
         torch.add,
         torch.cat,
         torch.concat,
+        torch.concatenate,
         torch.mul,
+        torch.multiply,
         torch.sub,
+        torch.subtract,
         torch.Tensor.__radd__,
         torch.Tensor.__rmul__,
         torch.Tensor.__rsub__,
         torch.Tensor.add,
         torch.Tensor.mul,
+        torch.Tensor.multiply,
         torch.Tensor.sub,
+        torch.Tensor.subtract,
     )
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ from runner.backends.passes.mode import Rewriting
 from runner.backends.passes.multihead import MultiheadAttention
 from runner.backends.passes.norms import Norms
 from runner.backends.passes.parameters import ParametersAsActivations
-from runner.backends.passes.rewrite import Parameters, Rewrite
+from runner.backends.passes.rewrite import Held, Rewrite
 from runner.backends.passes.roundings import round_once
 from runner.backends.passes.sums import widen_sums
 from runner.config.schema import PassesConfig
@@ -53,11 +53,12 @@ class Passes:
 
     Attributes:
         parameters: To be told the model's parameters whenever something is traced.
+        batch: Likewise the batch.
     """
 
     def __init__(self, switches: PassesConfig) -> None:
         self._on = {name for name, on in dataclasses.asdict(switches).items() if on}
-        self.parameters = Parameters()
+        self.parameters, self.batch = Held(), Held()
         self._rewrites: dict[str, Rewrite] = {}
         self._made: dict[str, int] = {}
 
@@ -69,7 +70,9 @@ class Passes:
             return
         self._made = {}
         self._rewrites = {
-            name: make(self.parameters) for name, make in REWRITES.items() if name in self._on
+            name: make(self.parameters, self.batch)
+            for name, make in REWRITES.items()
+            if name in self._on
         }
         try:
             with Rewriting(list(self._rewrites.values())):

@@ -16,24 +16,24 @@ from torch import Tensor
 Function = Callable[..., Any]
 
 
-class Parameters:
-    """The tensors that stand for the model's parameters in the traced step."""
+class Held:
+    """Tensors of the traced step that rewrites know by identity: the parameters, or the batch."""
 
     def __init__(self) -> None:
         self._held: list[Tensor] = []
         self._ids: set[int] = set()
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Name them, in the place of those named before."""
+        """Takes them in the place of those held before."""
         self._held = list(tensors)
         self._ids = {id(tensor) for tensor in self._held}
 
     def also(self, tensors: Iterable[Tensor]) -> None:
-        """Name more of them, which stand for parameters that have been named."""
+        """Takes more of them."""
         self.hold([*self._held, *tensors])
 
     def __contains__(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter or a view of one."""
+        """Whether a tensor is held or is a view of one that is."""
         base = tensor._base
         return id(tensor) in self._ids or (base is not None and id(base) in self._ids)
 
@@ -42,17 +42,18 @@ class Rewrite(abc.ABC):
     """One pass at trace time.
 
     Args:
-        parameters: Which tensors are parameters.
+        parameters: Which tensors are the model's parameters.
+        batch: Which are the batch.
 
     Attributes:
-        calls: The functions that it looks at: torch's own, below `torch.nn.functional`.
+        calls: The functions that it looks at; of `torch.nn.functional` mostly what that calls.
         count: How many calls it has rewritten.
     """
 
     calls: ClassVar[tuple[Function, ...]]
 
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Held, batch: Held) -> None:
+        self.parameters, self.batch = parameters, batch
         self.count = 0
 
     @abc.abstractmethod
@@ -67,3 +68,8 @@ def autocast_type(tensor: Tensor) -> torch.dtype | None:
     """The type in which autocast computes on a tensor's device; None while it is off."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def transformed() -> bool:
+    """Whether `torch.func` transforms what is called: an autograd.Function would need rules."""
+    return bool(torch._C._are_functorch_transforms_active())

@@ -16,21 +16,14 @@ _BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 _RUNNING_VARIANCE = 4
 
 
-def unbias_running_variance(graph: torch.fx.Graph) -> int:
-    """Corrects every training BatchNorm of a functional graph in place.
-
-    Returns:
-        How many were corrected.
-    """
-    corrected = 0
+def unbias_running_variance(graph: torch.fx.Graph) -> None:
+    """Corrects every training BatchNorm of a functional graph in place."""
     for node in list(graph.nodes):
         if node.target is not operator.getitem or node.args[1] != _RUNNING_VARIANCE:
             continue
         norm = node.args[0]
         if norm.target is _BATCH_NORM and norm.args[5]:
             _correct(graph, node, norm)
-            corrected += 1
-    return corrected
 
 
 def _correct(graph: torch.fx.Graph, node: torch.fx.Node, norm: torch.fx.Node) -> None:

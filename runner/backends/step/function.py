@@ -60,7 +60,6 @@ class StepFunction:
     Args:
         recipe: The step; its model stays on the host and is never changed.
         device_type: Where the step will run, for autocast.
-        pack: Whether small tensors may be held and updated side by side: on one device.
         decomposed: What is written out in other operations: see `trace_step`.
         mesh: The devices that it will run on.
 
@@ -73,6 +72,7 @@ class StepFunction:
         lr_scales: What each group multiplies the learning rate by.
         metric_names: The order of `evaluate`'s outputs, once it was traced.
         passes: What is done to the step while it is traced, and afterwards.
+        pack: Whether small tensors may be held and updated side by side: on one device.
     """
 
     def __init__(
@@ -80,12 +80,11 @@ class StepFunction:
         recipe: Recipe,
         *,
         device_type: str,
-        pack: bool = True,
         decomposed: Decompositions = WHOLE_NORMS,
         mesh: Mesh = ONE_DEVICE.mesh,
     ) -> None:
         self._recipe, self._device_type = recipe, device_type
-        self.pack, self.decomposed = pack, decomposed
+        self.pack, self.decomposed = True, decomposed
         self.passes = Passes(recipe.passes)
         self.batch_names: list[str] = []
         self._activations = Activations(mesh)
@@ -273,6 +272,7 @@ class StepFunction:
             lent.update((f"model.{m}", one) for m, one in zip(members, each, strict=True))
         if self._scan is not None:
             self._scan.hold([(values[name], layers) for name, layers in stacks.items()])
+        self.passes.batch.hold(batch)
         named = dict(zip(self.batch_names, batch, strict=True))
         result: Tensor | Metrics = functional_call(self._objective, lent, (named, mask))
         after = {name.removeprefix("model."): tensor for name, tensor in lent.items()}

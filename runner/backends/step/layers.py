@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.stack import RunLayers, layers_run_by
 from runner.backends.dropout import kept_share
-from runner.backends.passes.rewrite import Parameters
+from runner.backends.passes.rewrite import Held
 from runner.record.errors import ConfigError
 
 Call = Callable[..., Any]
@@ -83,7 +83,7 @@ class LayerFunction:
         drawn: What was drawn for it, in order.
     """
 
-    def __init__(self, call: Call, layer: nn.Module, parameters: Parameters) -> None:
+    def __init__(self, call: Call, layer: nn.Module, parameters: Held) -> None:
         self._layer, self._parameters = _Called(call, layer), parameters
         self.names = list(named_tensors(layer))
         self.drawn: list[Any] = []
@@ -104,8 +104,11 @@ class LayerFunction:
         on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         self._precision = torch.autocast(kind, dtype=dtype, enabled=on, cache_enabled=False)
         versions = [tensor._version for tensor in tensors]
+        inputs = len(tensors) - len(self.names)
+        # The second time no pass will know the batch, so it must not the first time.
+        unknown = [tensor.detach() for tensor in tensors[:inputs]]
         with _Kept(self.drawn):
-            output = self._run(tensors)
+            output = self._run([*unknown, *tensors[inputs:]])
         if versions != [tensor._version for tensor in tensors]:
             raise ConfigError(
                 f"remat must be none with layers that change their buffers: {self.kind} does, and "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.backends.passes.rewrite import Parameters
+from runner.backends.passes.rewrite import Held
 from runner.backends.step.layers import Call, LayerFunction, named_tensors
 from runner.xla.barrier import barrier
 
@@ -28,7 +28,7 @@ class Remat:
         lie: See `Activations.lie`.
     """
 
-    def __init__(self, parameters: Parameters, *, lie: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, parameters: Held, *, lie: Callable[[Tensor], Tensor]) -> None:
         self._parameters, self._lie = parameters, lie
 
     def __call__(

@@ -51,7 +51,7 @@ class Scan:
 
     def hold(self, stacks: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> None:
         """Tells which tensors are the slices, in order, of which stack: [layers, ...]."""
-        self._held = stacks
+        self._held = stacks  # alive, so that no other tensor gets a slice's id
         self._lying = {
             id(one): (stack, place) for stack, slices in stacks for place, one in enumerate(slices)
         }

@@ -72,7 +72,6 @@ class UntraceableStepError(BackendError):
             f"backend=openxla_step: the training step cannot be traced to one graph at {where}: "
             f"{reason}; use backend=openxla (graph breaks allowed) or backend=lazy"
         )
-        self.location = location
 
 
 @contextlib.contextmanager

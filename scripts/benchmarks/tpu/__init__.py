@@ -1,1 +1,1 @@
-"""The parts of `scripts/bench tpu_program`."""
+"""The parts of `scripts/bench tpu_program` and `scripts/bench verdict`."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -154,10 +155,33 @@ def test_under_autocast_all_of_it_is_in_its_type() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 8, 16).unbind()
     value = value.to(torch.bfloat16)
-    passes = Passes(PassesConfig())
+    leaves = [one.requires_grad_() for one in (query, key, value)]
+    passes, kept = Passes(PassesConfig()), []
     with passes.rewriting(), torch.autocast("cpu", torch.bfloat16):
-        got = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    expected = F.scaled_dot_product_attention(query, key, value.float(), is_causal=True)
+        with saved_tensors_hooks(lambda one: kept.append(one.dtype) or one, lambda one: one):
+            got = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        found = torch.autograd.grad(got.float().square().sum(), leaves)
+    exact = F.scaled_dot_product_attention(query, key, value.float(), is_causal=True)
+    expected = torch.autograd.grad(exact.square().sum(), leaves)
     assert passes.made == {"attention": 1}
     assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
+    assert kept
+    assert set(kept) == {torch.bfloat16}
+    torch.testing.assert_close(got.float(), exact, rtol=2e-2, atol=2e-2)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).norm() <= 2e-2 * other.norm()
+
+
+def test_under_transforms_of_torch_func_it_is_torchs_own() -> None:
+    def total(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value).square().sum()
+
+    inputs = _heads(), _heads(), _heads()
+    passes = Passes(PassesConfig())
+    with passes.rewriting():
+        found = torch.func.grad(total)(*inputs)
+        each = torch.func.vmap(torch.func.grad(total))(*inputs)
+    torch.testing.assert_close(found, torch.func.grad(total)(*inputs))
+    torch.testing.assert_close(each, found)
+    assert passes.made == {}

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from runner.backends.passes.pipeline import Passes
+from runner.config.schema import PassesConfig
 from tests.backends.passes.compare import rewritten
 
 ROWS, CLASSES, WIDE = 6, 10, 5
@@ -100,3 +102,35 @@ def test_targets_that_are_probabilities_are_left_alone() -> None:
         return F.cross_entropy(scores, wanted.to(scores.dtype))
 
     assert rewritten(function, torch.randn(ROWS, CLASSES)) == {}
+
+
+def test_bf16_scores_under_autocast_are_computed_in_float32() -> None:
+    scores, target = torch.randn(ROWS, CLASSES).to(torch.bfloat16), _target(ROWS)
+    passes = Passes(PassesConfig())
+    leaf = scores.requires_grad_()
+    with passes.rewriting(), torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(leaf, target)
+    wide = scores.detach().float().requires_grad_()
+    expected = F.cross_entropy(wide, target)
+    assert passes.made == {"cross_entropy": 1}
+    torch.testing.assert_close(loss, expected)
+    (found,), (gradient,) = torch.autograd.grad(loss, leaf), torch.autograd.grad(expected, wide)
+    torch.testing.assert_close(found, gradient.to(torch.bfloat16), rtol=2**-7, atol=0)
+
+
+def test_bf16_scores_without_autocast_are_torchs_own_affair() -> None:
+    scores, target = torch.randn(ROWS, CLASSES).to(torch.bfloat16), _target(ROWS)
+    passes = Passes(PassesConfig())
+    with passes.rewriting():
+        loss = F.cross_entropy(scores, target)
+    assert passes.made == {}
+    assert loss.dtype == torch.bfloat16
+
+
+def test_gradients_of_single_samples() -> None:
+    """Of `torch.func`: a vmap over gradients."""
+    scores, target = torch.randn(ROWS, CLASSES), torch.arange(ROWS)
+    each = torch.func.vmap(torch.func.grad(F.cross_entropy))
+    with Passes(PassesConfig()).rewriting():
+        found = each(scores, target)
+    torch.testing.assert_close(found, scores.softmax(-1) - F.one_hot(target, CLASSES))

@@ -16,9 +16,12 @@ from runner.config.schema import PassesConfig
 BF16, F32 = torch.bfloat16, torch.float32
 
 
-def _result(function: Callable[[], Tensor], *parameters: Tensor) -> Tensor:
+def _result(
+    function: Callable[[], Tensor], *parameters: Tensor, batch: tuple[Tensor, ...] = ()
+) -> Tensor:
     passes = Passes(PassesConfig(embeddings=True))
     passes.parameters.hold(parameters)
+    passes.batch.hold(batch)
     with passes.rewriting(), torch.autocast("cpu", BF16):
         return function()
 
@@ -72,6 +75,9 @@ def test_rows_of_embeddings_are_bf16_and_their_gradients_are_summed_in_float32()
         lambda x, p: x - p[:1],
         lambda x, p: p * x,
         lambda x, p: torch.cat((p.expand(2, -1), x)),
+        lambda x, p: torch.concatenate((p.expand(2, -1), x)),
+        lambda x, p: torch.multiply(x, p),
+        lambda x, p: x.subtract(p),
         lambda x, p: torch.add(x, p, alpha=2),
     ],
 )
@@ -92,7 +98,7 @@ def test_parameters_meet_activations_in_bf16(meet: Callable[[Tensor, Tensor], Te
 def test_a_batch_is_convolved_without_a_copy_in_bf16(dims: int) -> None:
     make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     layer, x = make(3, 4, 3, padding="same"), torch.randn(2, 3, *[5] * dims)
-    got = _result(lambda: layer(x))
+    got = _result(lambda: layer(x), batch=(x,))
     torch.testing.assert_close(got, layer(x).to(BF16), rtol=0, atol=0)
     weights = torch.randn(got.shape).to(BF16)
     found = torch.autograd.grad(got, layer.parameters(), weights)
@@ -100,12 +106,13 @@ def test_a_batch_is_convolved_without_a_copy_in_bf16(dims: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stride", "grad"), [(1, True), (3, False), ((3, 4), False)])
-def test_activations_and_patches_are_convolved_in_bf16(stride: Any, grad: bool) -> None:
-    layer, x = nn.Conv2d(3, 4, 3, stride), torch.randn(2, 3, 6, 7, requires_grad=grad)
+@pytest.mark.parametrize(("stride", "given"), [(1, False), (3, True), ((3, 4), True)])
+def test_activations_and_patches_are_convolved_in_bf16(stride: Any, given: bool) -> None:
+    layer, x = nn.Conv2d(3, 4, 3, stride), torch.randn(2, 3, 6, 7)
     with torch.autocast("cpu", BF16):
         expected = layer(x)
-    torch.testing.assert_close(_result(lambda: layer(x)), expected, rtol=0, atol=0)
+    got = _result(lambda: layer(x), batch=(x,) if given else ())
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_what_is_no_parameter_keeps_its_precision() -> None:
