@@ -59,10 +59,11 @@ def cast_behind(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     return cast
 
 
-def compute_wide(graph: fx.Graph, node: fx.Node) -> None:
+def round_behind(graph: fx.Graph, node: fx.Node, *, small: bool) -> None:
     """Rounds what a node made in a low precision behind it, now that it makes float32.
 
-    Who casts it to float32 anyway reads it unrounded.
+    A cast to float32 reads it unrounded: any such cast where the tensor is `small`, else one that
+    is its only reader, since what several read would lie in memory in float32.
     """
     low = node.meta["val"].dtype
     users = list(node.users)
@@ -70,7 +71,7 @@ def compute_wide(graph: fx.Graph, node: fx.Node) -> None:
     rounded = cast_behind(graph, node, low)
     for user in users:
         wide = user.target is CAST and user.kwargs == {"dtype": torch.float32}
-        if not wide:
+        if not wide or (len(users) > 1 and not small):
             user.replace_input_with(node, rounded)
     if not rounded.users:
         graph.erase_node(rounded)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from runner.backends.passes.casts import LOW, compute_wide, dtype_of
+from runner.backends.passes.casts import LOW, dtype_of, round_behind
 
 _aten = torch.ops.aten
 _SUMS = (_aten.sum.dim_IntList, _aten.sum.default, _aten.mean.dim, _aten.mean.default)
@@ -25,6 +25,6 @@ def widen_sums(graph: fx.Graph) -> int:
     for node in list(graph.nodes):
         if node.target in _SUMS and not node.kwargs.get("dtype") and dtype_of(node) in LOW:
             node.kwargs = {**node.kwargs, "dtype": torch.float32}
-            compute_wide(graph, node)
+            round_behind(graph, node, small=True)
             count += 1
     return count

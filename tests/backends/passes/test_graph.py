@@ -58,7 +58,10 @@ def test_a_cast_that_rounds_stays(between: torch.dtype) -> None:
     assert _targets(graph).count("aten._to_copy.default") == 2
 
 
-@pytest.mark.parametrize("take", [lambda x: x.sum(1), lambda x: x.mean((0, 1), keepdim=True)])
+@pytest.mark.parametrize(
+    "take",
+    [lambda x: x.sum(1), lambda x: x.sum(), lambda x: x.mean((0, 1), keepdim=True), torch.mean],
+)
 def test_sums_of_bf16_are_rounded_once(take: Callable[[Tensor], Tensor]) -> None:
     graph = _graph(lambda x: [take(x) * 2], BF16)
     assert widen_sums(graph.graph) == 1
@@ -101,14 +104,54 @@ def test_what_was_computed_in_float32_is_added_before_it_is_rounded(
     assert (once - expected).norm() < (twice - expected).norm()
 
 
-def test_an_activation_is_computed_in_float32() -> None:
-    graph = _graph(lambda x: [F.gelu(x)], BF16)
+@pytest.mark.parametrize("activation", [F.mish, F.silu])
+def test_an_activation_is_computed_in_float32(activation: Callable[[Tensor], Tensor]) -> None:
+    graph = _graph(lambda x: [activation(x)], BF16)
     assert round_once(graph.graph) == 1
     cast = "aten._to_copy.default"
-    assert _targets(graph) == [cast, "aten.gelu.default", cast]
+    assert _targets(graph) == [cast, f"aten.{activation.__name__}.default", cast]
     value = torch.randn(4, 6).to(BF16)
-    expected = F.gelu(value.float()).to(BF16)
+    expected = activation(value.float()).to(BF16)
     torch.testing.assert_close(_run(graph, value), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("activation", [F.elu, F.gelu, F.hardswish])
+def test_an_activation_and_its_gradient_are_computed_in_float32(
+    activation: Callable[[Tensor], Tensor],
+) -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        y = activation(x)
+        return [y.detach(), torch.autograd.grad(y, x, torch.full_like(y, 0.7))[0]]
+
+    graph = _graph(step, BF16)
+    assert round_once(graph.graph) == 2
+    named = activation.__name__
+    for node in graph.graph.nodes:
+        if named in str(node.target):
+            assert {one.meta["val"].dtype for one in [node, *node.all_input_nodes]} == {F32}
+    value = torch.randn(4, 6).to(BF16)
+    share = torch.tensor(0.7).to(BF16).float()
+    wide = value.float().requires_grad_()
+    (gradient,) = torch.autograd.grad(activation(wide), wide, share.expand(4, 6))
+    for got, expected in zip(_all(graph, value), (activation(wide), gradient), strict=True):
+        torch.testing.assert_close(got, expected.to(BF16), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_float32_is_read_by_one_operation_alone(readers: int) -> None:
+    """Read by several it would lie in memory, twice as large as without the pass."""
+
+    def step(x: Tensor) -> list[Tensor]:
+        y = F.gelu(x)
+        return [y.float() * (1 + place) for place in range(readers)]
+
+    graph = _graph(step, BF16)
+    assert round_once(graph.graph) == 1
+    shorten_casts(graph.graph)
+    (gelu,) = (node for node in graph.graph.nodes if "gelu" in str(node.target))
+    (reader,) = gelu.users
+    assert reader.meta["val"].dtype == (F32 if readers == 1 else BF16)
 
 
 @pytest.mark.parametrize(
