@@ -74,18 +74,17 @@ class PassesConfig:
     Those that round more than float32 does act under `precision=bf16` alone, and round to bf16.
 
     Attributes:
-        attention: The softmax's backward pass by the sum of dO * O; heads that share keys stay
-            together.
+        attention: Its backward pass by the sum of dO * O; heads that share keys stay together.
         casts: Casts that change nothing are removed.
         cross_entropy: The right class by comparing int32, probabilities computed again.
-        embeddings: Rows of embeddings come in bf16, and with them a transformer's residual stream;
-            off by default: gradients err more than without passes.
+        embeddings: Rows of embeddings, and so a residual stream, in bf16: gradients err more.
         flash_attention: By a TPU's flash kernels, which round elsewhere; off by default.
         indices: Rows of embeddings are looked up by int32.
         inputs: Convolutions read a float32 batch as it is, without a copy of it in bf16.
         multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
-        norms: Statistics in float32, the output in bf16.
+        norms: Of bf16 inputs: statistics in float32, the output in bf16.
         parameters: Parameters that are added to, or multiply, activations do so in bf16.
+        parts: Gradients of a tensor's parts are stacked, not padded and added.
         roundings: Activations, and sums of what was just made in float32, are rounded once.
         sums: Sums and means of bf16 are taken in float32.
     """
@@ -100,6 +99,7 @@ class PassesConfig:
     multihead: bool = True
     norms: bool = True
     parameters: bool = True
+    parts: bool = True
     roundings: bool = True
     sums: bool = True
 

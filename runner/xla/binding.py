@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.xla import autocast
+from runner.xla import autocast, gradients
 
 try:
     import torch_xla
@@ -15,7 +15,8 @@ except ImportError as error:
         "pip install 'torch==2.9.0' 'torch_xla==2.9.0' (on a TPU VM 'torch_xla[tpu]==2.9.0')"
     ) from error
 
-autocast.complete()
+autocast.register_operations()
+gradients.register_operations()
 
 #: The extension module: graphs, hashes, counters, transfers. Untyped, and internal to torch_xla.
 binding: Any = torch_xla._XLAC  # type: ignore[attr-defined]

@@ -2,12 +2,13 @@
 
 Left to autograd, the sum over keys that the softmax's backward pass needs becomes a windowed
 reduction inside both matrix products behind it. The sum of dO * O over a head's width is the
-same number (Dao et al., "FlashAttention", 2022, appendix B). Scores and softmax are float32,
-probabilities are kept in the inputs' type, and heads that share keys and values stay together, as
-more queries, instead of having these copied. No tensor of scores is reshaped between a product and
-what is computed from it, so that XLA fuses them. Exact in float32 but for the order of sums and of
-the scaling; in bf16 less is rounded than in torch's own way, which scales both factors and rounds
-the scores.
+same number, and a row is divided by its sum of exponentials once it is as short as a head is wide
+(Dao et al., "FlashAttention", 2022, appendix B). Scores and exponentials are float32, the latter
+are kept in the inputs' type, and heads that share keys and values stay together, as more queries,
+instead of having these copied. No tensor of scores is reshaped between a product and what is
+computed from it, so that XLA fuses them. Exact in float32 but for the order of sums and of the
+scaling; in bf16 less is rounded than in torch's own way, which scales both factors and rounds the
+scores. Where softmax is all but 1 at one key, the two sums no longer cancel to the last bit.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 
 from runner.backends.passes.rewrite import Function, Rewrite, autocast_type, transformed
-from runner.xla.autocast import lowered
+from runner.xla.autocast import cast_low
 from runner.xla.dot import dot
 
 _NOTHING = float("-inf")
@@ -39,22 +41,24 @@ class Call:
     scale: float | None = None
     enable_gqa: bool = False
 
-    def lowered(self) -> Call:
+    def cast_low(self) -> Call:
         """The call with query, key and value as autocast, which comes later, would cast them."""
         target = autocast_type(self.query)
         if target is None:
             return self
-        query, key, value = (lowered(one, target) for one in (self.query, self.key, self.value))
+        query, key, value = (cast_low(one, target) for one in (self.query, self.key, self.value))
         return dataclasses.replace(self, query=query, key=key, value=value)
 
     def suits(self) -> bool:
-        """Whether it is a plain case: same leading sizes, whole groups of heads."""
-        query, key, value = self.query, self.key, self.value
+        """Whether it is a plain case: same leading sizes, whole groups of heads, some keys."""
+        query, key, value, mask = self.query, self.key, self.value, self.attn_mask
         if not query.dtype == key.dtype == value.dtype or query.dim() < 3:
             return False
-        if self.is_causal and self.attn_mask is not None:
+        if isinstance(mask, CausalBias) or (self.is_causal and mask is not None):
             return False
         if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1]:
+            return False
+        if key.shape[-2] == 0:
             return False
         if not self.enable_gqa:
             return query.shape[:-2] == key.shape[:-2]
@@ -74,7 +78,7 @@ class Attention(Rewrite):
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        call = Call(*args, **kwargs).lowered()
+        call = Call(*args, **kwargs).cast_low()
         if transformed() or not call.suits():
             return proceed(*args, **kwargs)
         self.count += 1
@@ -138,8 +142,11 @@ class _How:
     queries: int
     keep: Tensor | None
 
-    def probabilities(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        """The softmax of the scores, float32; a row that sees no key is all 0."""
+    def shares(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What a row takes of each key, at most 1, and the row's sum [..., rows, 1]; float32.
+
+        A row that sees no key is all 0, and its sum 1.
+        """
         if query.dtype == _wide(query):
             scores = dot(query, self.scaled(key), over=(-1, -1))
         else:
@@ -157,7 +164,7 @@ class _How:
         total = shares.sum(-1, keepdim=True)
         if mask is not None:
             total = torch.where(total == 0, 1.0, total)
-        return shares / total
+        return shares, total
 
     def scaled(self, tensor: Tensor) -> Tensor:
         """The tensor times the scale.
@@ -168,7 +175,7 @@ class _How:
         return tensor * self.scale
 
     def kept(self, shares: Tensor) -> Tensor:
-        """Probabilities after dropout, or gradients of those before it."""
+        """Shares after dropout, or gradients of those before it."""
         return shares if self.keep is None else shares * self.keep
 
     def _earlier(self, scores: Tensor) -> Tensor:
@@ -190,11 +197,12 @@ class _Mix(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: _How
     ) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
-            shares = how.probabilities(query, key, mask)
-            mixed = dot(how.kept(shares).to(value.dtype), value, over=(-1, -2))
-        ctx.save_for_backward(query, key, value, mask, shares.to(query.dtype), mixed)
+            shares, total = how.shares(query, key, mask)
+            mixed = _mixed(how.kept(shares), total, value)
+        ctx.save_for_backward(query, key, value, mask, shares.to(query.dtype), total, mixed)
         ctx.how = how
-        return mixed
+        # The user may change what he gets in place.
+        return mixed.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -205,20 +213,28 @@ class _Mix(torch.autograd.Function):
             return *_gradients(ctx, grad), None
 
 
+def _mixed(shares: Tensor, total: Tensor, value: Tensor) -> Tensor:
+    """The values that each row takes, [..., rows, width]."""
+    made = dot(shares.to(value.dtype), value, over=(-1, -2))
+    return (made.to(total.dtype) / total).to(value.dtype)
+
+
 def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """Gradients of query, key, value and mask."""
-    query, key, value, mask, shares, mixed = ctx.saved_tensors
+    query, key, value, mask, shares, total, mixed = ctx.saved_tensors
     how: _How = ctx.how
-    to_value = dot(how.kept(shares).to(value.dtype), grad, over=(-2, -2))
     wide = _wide(query)
+    weight = 1 / total
+    weighted = (grad.to(wide) * weight).to(grad.dtype)
+    to_value = dot(how.kept(shares).to(value.dtype), weighted, over=(-2, -2))
     delta = (grad.to(wide) * mixed.to(wide)).sum(-1, keepdim=True)
     to_mask = None
     if query.dtype == wide and not ctx.needs_input_grad[3]:
         to_shares = how.kept(dot(grad, how.scaled(value), over=(-1, -1)))
-        to_dots = shares * (to_shares - how.scaled(delta))
+        to_dots = shares * ((to_shares - how.scaled(delta)) * weight)
     else:
         to_shares = how.kept(dot(grad, value, over=(-1, -1)).to(wide))
-        to_scores = shares.to(wide) * (to_shares - delta)
+        to_scores = shares.to(wide) * ((to_shares - delta) * weight)
         if ctx.needs_input_grad[3]:
             to_mask = to_scores.sum_to_size(mask.shape).to(mask.dtype)
         to_dots = how.scaled(to_scores).to(query.dtype)
@@ -228,11 +244,13 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
 
 def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """The same gradients, by autograd, so that they have gradients themselves."""
-    *inputs, _, _ = ctx.saved_tensors
+    *saved, _, _, _ = ctx.saved_tensors
+    # Of themselves alone: a key may have been computed from the query.
+    inputs: list[Any] = [None if one is None else one.view_as(one) for one in saved]
     query, key, value, mask = inputs
     how: _How = ctx.how
-    shares = how.kept(how.probabilities(query, key, mask))
-    mixed = dot(shares.to(value.dtype), value, over=(-1, -2))
+    shares, total = how.shares(query, key, mask)
+    mixed = _mixed(how.kept(shares), total, value)
     wanted = [one for one, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(mixed, wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]

@@ -150,7 +150,8 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, wanted: _Wanted) -> Tensor:
         losses, top, log_sum = _losses(scores, wanted)
-        ctx.save_for_backward(scores, top, log_sum)
+        # Copies, as the user may change his scores in place: torch keeps none of them.
+        ctx.save_for_backward(scores.clone(), top, log_sum)
         ctx.wanted = wanted
         return losses
 

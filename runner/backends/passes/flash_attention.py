@@ -1,7 +1,7 @@
 """Attention by a TPU's flash kernels, where a call suits them; off unless asked for.
 
 Scores stay in on-chip memory block by block, in both passes (Dao et al., "FlashAttention",
-2022). Calls that do not suit are left as they are.
+2022). Calls that do not suit are left to the `attention` pass.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FlashAttention(Rewrite):
 
     def __call__(self, proceed: Function, *args: Any, **kwargs: Any) -> Any:
         """See `Rewrite`."""
-        call = Call(*args, **kwargs).lowered()
+        call = Call(*args, **kwargs).cast_low()
         reason = _unsuited(call)
         if reason:
             self._refused.add(reason)

@@ -42,7 +42,8 @@ def _suits(
     **__: Any,
 ) -> bool:
     """Whether a convolution's windows overlap on what would be cast."""
-    if weight is None or x.dtype != torch.float32 or x.requires_grad:
+    wide = all(one is None or one.dtype == torch.float32 for one in (x, weight, bias))
+    if weight is None or not wide or x.requires_grad:
         return False
     window = weight.shape[2:]
     strides = [stride] if isinstance(stride, int) else list(stride)

@@ -79,8 +79,9 @@ def _batch_norm(
     if running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
-            running_mean.lerp_(mean.flatten(), momentum)
-            running_var.lerp_(variance.flatten() * (count / max(count - 1, 1)), momentum)
+            unbiased = variance.flatten() * (count / max(count - 1, 1))
+            running_mean.lerp_(mean.flatten().to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
     return normed
 
 
@@ -168,6 +169,6 @@ class _BatchNorm(_Norm):
         factor = inverse * _by_channel(weight, x)
         level, slope = factor * total / count, factor * along * inverse / count
         to_x = grad * factor - ((wide - mean) * slope + level)
-        to_weight = along.flatten() if ctx.needs_input_grad[1] else None
-        to_bias = total.flatten() if ctx.needs_input_grad[2] else None
+        to_weight = along.reshape(-1) if ctx.needs_input_grad[1] else None
+        to_bias = total.reshape(-1) if ctx.needs_input_grad[2] else None
         return to_x.to(x.dtype), to_weight, to_bias, None, None

@@ -43,14 +43,14 @@ class ParametersAsActivations(Rewrite):
         """See `Rewrite`."""
         joined = bool(args) and isinstance(args[0], (list, tuple))
         operands = args[0] if joined else args[:2]
-        lowered = self._lowered(operands, join=joined)
-        if lowered is None:
+        low = self._cast_low(operands, join=joined)
+        if low is None:
             return proceed(*args, **kwargs)
         self.count += 1
         rest = args[1:] if joined else args[2:]
-        return proceed(lowered, *rest, **kwargs) if joined else proceed(*lowered, *rest, **kwargs)
+        return proceed(low, *rest, **kwargs) if joined else proceed(*low, *rest, **kwargs)
 
-    def _lowered(self, operands: Sequence[Any], *, join: bool) -> list[Tensor] | None:
+    def _cast_low(self, operands: Sequence[Any], *, join: bool) -> list[Tensor] | None:
         """The operands, all of one type; None where that is not for this pass to do."""
         if len(operands) < 2 or not all(isinstance(one, Tensor) for one in operands):
             return None

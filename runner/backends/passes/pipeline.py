@@ -19,6 +19,7 @@ from runner.backends.passes.mode import Rewriting
 from runner.backends.passes.multihead import MultiheadAttention
 from runner.backends.passes.norms import Norms
 from runner.backends.passes.parameters import ParametersAsActivations
+from runner.backends.passes.parts import stack_parts
 from runner.backends.passes.rewrite import Held, Rewrite
 from runner.backends.passes.roundings import round_once
 from runner.backends.passes.sums import widen_sums
@@ -39,6 +40,7 @@ REWRITES: Mapping[str, type[Rewrite]] = {
 
 #: Passes over the functional graph, in their order: each returns how much it changed.
 GRAPH_PASSES: Mapping[str, Callable[[fx.Graph], int]] = {
+    "parts": stack_parts,
     "sums": widen_sums,
     "roundings": round_once,
     "casts": shorten_casts,

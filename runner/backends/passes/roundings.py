@@ -16,10 +16,9 @@ from torch import fx
 from runner.backends.passes.casts import LOW, cast_behind, dtype_of, round_behind, source_of
 
 _aten = torch.ops.aten
-#: Of several operations in XLA. The gradients of mish and silu come as these operations already.
+#: Of several operations in XLA. The gradients of elu, mish and silu come as several already.
 _ACTIVATIONS = (
     _aten.elu.default,
-    _aten.elu_backward.default,
     _aten.gelu.default,
     _aten.gelu_backward.default,
     _aten.hardswish.default,

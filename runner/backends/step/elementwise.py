@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from runner.backends.step.random import draws
+
 _aten = torch.ops.aten
 _COPIES = {
     _aten._to_copy.default,
@@ -18,9 +20,9 @@ def is_elementwise(graph: fx.GraphModule, shape: torch.Size) -> bool:
     """Whether it does, its tensors being of one shape or scalars."""
     for node in graph.graph.nodes:
         if node.op == "call_function":
-            tags = getattr(node.target, "tags", ())
-            alone = torch.Tag.pointwise in tags or node.target in _COPIES
-            if not alone or torch.Tag.nondeterministic_seeded in tags:
+            pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+            alone = pointwise or node.target in _COPIES
+            if not alone or draws(node.target):
                 return False
             if node.meta["val"].shape not in (shape, torch.Size(())):
                 return False

@@ -97,12 +97,12 @@ class StepFunction:
         optimizer = recipe.make_optimizer(recipe.model)
         named, buffers = dict(recipe.model.named_parameters()), dict(recipe.model.named_buffers())
         name_of: dict[Tensor, str] = {parameter: name for name, parameter in named.items()}
-        self._apart = FunctionalOptimizer(optimizer, initial_state(optimizer))
-        trained = [name_of[parameter] for parameter in self._apart.parameters]
+        self._each = FunctionalOptimizer(optimizer, initial_state(optimizer))
+        trained = [name_of[parameter] for parameter in self._each.parameters]
         frozen = [name for name in named if name not in set(trained)]
         self._stacks = self._stacked(named) if recipe.scan_layers else Stacks({})
         rows = [self._stacks.members(name) for name in self._stacks.collapsed(trained)]
-        self.functional = self._apart.stacked([[named[m] for m in row] for row in rows])
+        self.functional = self._each.stacked([[named[m] for m in row] for row in rows])
         kinds = [self._stacks.collapsed(names) for names in (trained, frozen, buffers)]
         self.trainable, self._buffers = len(kinds[0]), len(kinds[2])
         self.names = [name for names in kinds for name in names]
@@ -131,14 +131,14 @@ class StepFunction:
 
     def _stacked(self, named: Mapping[str, Tensor]) -> Stacks:
         """What can be carried in stacks: buffers, and parameters that are trained alike."""
-        places = {parameter: place for place, parameter in enumerate(self._apart.parameters)}
+        places = {parameter: place for place, parameter in enumerate(self._each.parameters)}
         device = torch.device(self._device_type)
 
         def alike(members: Sequence[str]) -> bool:
             own = [named[name] for name in members if name in named]
             ours = [places[parameter] for parameter in own if parameter in places]
             if len(ours) in (0, len(own)):
-                return not ours or self._apart.may_stack(ours, device)
+                return not ours or self._each.may_stack(ours, device)
             return False
 
         found = find_stacks(self._recipe.model)
@@ -196,9 +196,9 @@ class StepFunction:
             for name, value in {**groups["params"], **groups["buffers"]}.items():
                 own[name].copy_(value)
         name_of = {tensor: name for name, tensor in own.items()}
-        names = [name_of[parameter] for parameter in self._apart.parameters]
-        self._apart.publish([state[f"{names[s.parameter]}/{s.key}"] for s in self._apart.slots])
-        return self._apart.optimizer
+        names = [name_of[parameter] for parameter in self._each.parameters]
+        self._each.publish([state[f"{names[s.parameter]}/{s.key}"] for s in self._each.slots])
+        return self._each.optimizer
 
     def __call__(self, *flat: Tensor) -> list[Tensor | None]:
         """One step."""
@@ -296,7 +296,7 @@ class StepFunction:
         clipped = list(gradients)
         for part, row in parts:
             scaled = part * scale.to(part.dtype)
-            for index, piece in _apart(scaled, row, pack=self.pack):
+            for index, piece in _split(scaled, row, pack=self.pack):
                 clipped[index] = piece
         return norm, clipped
 
@@ -319,7 +319,7 @@ def _side_by_side(gradients: Sequence[Tensor | None], *, pack: bool) -> list[tup
     return parts
 
 
-def _apart(part: Tensor, row: _Row, *, pack: bool) -> list[tuple[int, Tensor]]:
+def _split(part: Tensor, row: _Row, *, pack: bool) -> list[tuple[int, Tensor]]:
     """Undoes `_side_by_side` for one part."""
     if len(row) == 1 and part.dim() == len(row[0][1]):
         return [(row[0][0], stand(part) if pack else part)]

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jobs.stack import RunLayers, layers_run_by
 from runner.backends.dropout import kept_share
 from runner.backends.passes.rewrite import Held
+from runner.backends.step.random import draws
 from runner.record.errors import ConfigError
 
 Call = Callable[..., Any]
@@ -161,7 +162,7 @@ class _Kept(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if _draws(func):
+        if draws(func):
             self._drawn.append(result[1] if func is _DROPOUT else result)
         return result
 
@@ -176,14 +177,10 @@ class _Replayed(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if not _draws(func):
+        if not draws(func):
             return func(*args, **(kwargs or {}))
         result = next(self._drawn)
         return (kept_share(args[0], result, args[1]), result) if func is _DROPOUT else result
 
 
 _DROPOUT = torch.ops.aten.native_dropout.default
-
-
-def _draws(func: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags

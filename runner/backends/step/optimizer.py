@@ -152,13 +152,8 @@ class FunctionalOptimizer:
         for value, gradient in zip(values, gradients, strict=True):
             value.grad = gradient
         lent_state = self._lent_state(values, state)
-        options = known_options(self.optimizer, _TRACED)
-        for group_options, rate in zip(options, rates, strict=True):
-            group_options["lr"] = rate
         stand_ins = dict(zip(self.parameters, values, strict=True))
-        loan = lent(self.optimizer, stand_ins, lent_state, options=options)
-        with loan, traceable(self.optimizer):
-            self.optimizer.step()
+        self._step(stand_ins, lent_state, rates)
         updated = [lent_state[values[slot.parameter]][slot.key] for slot in self.slots]
         return values, updated
 
@@ -191,13 +186,22 @@ class FunctionalOptimizer:
         keys = [slot.key for slot in self.slots if slot.parameter == index]
         state.update((key, tensor.clone()) for key, tensor in zip(keys, inputs[3:], strict=True))
         only = defaultdict(dict, {value: state})
-        options = known_options(self.optimizer, _TRACED)
-        for group_options in options:
-            group_options["lr"] = rate
-        loan = lent(self.optimizer, {parameter: value}, only, options=options)
-        with loan, traceable(self.optimizer):
-            self.optimizer.step()
+        rates = [rate] * len(self.optimizer.param_groups)
+        self._step({parameter: value}, only, rates)
         return [value, *(state[key] for key in keys)]
+
+    def _step(
+        self,
+        values: dict[torch.Tensor, torch.Tensor],
+        state: defaultdict[torch.Tensor, dict[str, Any]],
+        rates: Sequence[torch.Tensor],
+    ) -> None:
+        """One step of the optimizer, lent values for its parameters and their state."""
+        options = known_options(self.optimizer, _TRACED)
+        for group_options, rate in zip(options, rates, strict=True):
+            group_options["lr"] = rate
+        with lent(self.optimizer, values, state, options=options), traceable(self.optimizer):
+            self.optimizer.step()
 
     def group_of(self, index: int) -> int:
         """Returns the number of the group that a parameter is in."""
@@ -208,9 +212,9 @@ class FunctionalOptimizer:
     def _lent_state(
         self, values: Sequence[torch.Tensor], state: Sequence[torch.Tensor]
     ) -> defaultdict[torch.Tensor, dict[str, Any]]:
-        lent: defaultdict[torch.Tensor, dict[str, Any]] = defaultdict(dict)
+        held: defaultdict[torch.Tensor, dict[str, Any]] = defaultdict(dict)
         for value, own in zip(values, self._state.values(), strict=True):
-            lent[value] = dict(own)
+            held[value] = dict(own)
         for slot, tensor in zip(self.slots, state, strict=True):
-            lent[values[slot.parameter]][slot.key] = tensor.clone()
-        return lent
+            held[values[slot.parameter]][slot.key] = tensor.clone()
+        return held

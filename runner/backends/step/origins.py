@@ -26,7 +26,8 @@ from runner.backends.passes.mode import opened
 from runner.backends.step.stacks import find_layers
 
 _RUNNER = str(pathlib.Path(__file__).parents[2])
-_NOT_THE_USERS = (str(pathlib.Path(torch.__file__).parent), _RUNNER, "<")
+#: How names of files begin that hold no code of the user's.
+NOT_THE_USERS = (str(pathlib.Path(torch.__file__).parent), _RUNNER, "<")
 _KEY = "origin"
 
 
@@ -141,7 +142,7 @@ class Origins(TorchFunctionMode):
     def _here(self, frame: FrameType | None) -> Origin:
         file, line = "", 0
         if self._phase in ("forward", "recompute"):
-            while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+            while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
                 frame = frame.f_back
             if frame is not None:
                 file, line = frame.f_code.co_filename, frame.f_lineno

@@ -14,6 +14,8 @@ import torch
 import torch.fx
 from torch.fx._lazy_graph_module import _make_graph_module
 
+from runner.backends.step.random import draws
+
 Node = torch.fx.Node
 
 
@@ -127,7 +129,7 @@ def share_equal_inputs(
 
 
 def _key(node: Node, copies: Mapping[Node, Node]) -> Hashable | None:
-    if node.op != "call_function" or _draws(node.target):
+    if node.op != "call_function" or draws(node.target):
         return None
     return (node.target, _frozen(node.args, copies), _frozen(node.kwargs, copies))
 
@@ -143,10 +145,3 @@ def _frozen(value: Any, copies: Mapping[Node, Node]) -> Hashable:
     if isinstance(value, slice):
         return (slice, value.start, value.stop, value.step)
     return (type(value), str(value) if isinstance(value, float) else value)
-
-
-def _draws(target: Any) -> bool:
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded in target.tags
-    )

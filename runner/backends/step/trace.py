@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import pathlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,12 +28,12 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from runner.backends.dropout import DROPOUT
 from runner.backends.step.batch_norm import unbias_running_variance
 from runner.backends.step.cpu_norms import WHOLE_NORMS, Decompositions
+from runner.backends.step.origins import NOT_THE_USERS
 from runner.record.errors import BackendError
 
 Outputs = Sequence["torch.Tensor | None"]
 StepFn = Callable[..., Outputs]
 
-_NOT_THE_USERS = (torch.__path__[0], str(pathlib.Path(__file__).parents[2]), "<")
 _DATA_DEPENDENT = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -258,6 +257,6 @@ def _reason(error: BaseException) -> str:
 def user_location(error: BaseException) -> str | None:
     """Returns `file:line: source` of the innermost frame of an error that is not in torch."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(_NOT_THE_USERS):
+        if not frame.filename.startswith(NOT_THE_USERS):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return None

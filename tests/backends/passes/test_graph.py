@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from runner.backends.passes.casts import shorten_casts
+from runner.backends.passes.parts import stack_parts
 from runner.backends.passes.roundings import round_once
 from runner.backends.passes.sums import widen_sums
 from runner.backends.step.trace import trace_step
@@ -104,7 +105,7 @@ def test_what_was_computed_in_float32_is_added_before_it_is_rounded(
     assert (once - expected).norm() < (twice - expected).norm()
 
 
-@pytest.mark.parametrize("activation", [F.mish, F.silu])
+@pytest.mark.parametrize("activation", [F.elu, F.mish, F.silu])
 def test_an_activation_is_computed_in_float32(activation: Callable[[Tensor], Tensor]) -> None:
     graph = _graph(lambda x: [activation(x)], BF16)
     assert round_once(graph.graph) == 1
@@ -115,7 +116,7 @@ def test_an_activation_is_computed_in_float32(activation: Callable[[Tensor], Ten
     torch.testing.assert_close(_run(graph, value), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("activation", [F.elu, F.gelu, F.hardswish])
+@pytest.mark.parametrize("activation", [F.gelu, F.hardswish])
 def test_an_activation_and_its_gradient_are_computed_in_float32(
     activation: Callable[[Tensor], Tensor],
 ) -> None:
@@ -181,3 +182,50 @@ def test_a_mask_reads_no_numbers() -> None:
     value = torch.randn(4, 6).to(BF16)
     for got, expected in zip(_all(graph, value), step(value), strict=True):
         torch.testing.assert_close(got, expected, rtol=2**-7, atol=0)
+
+
+def _whole(take: Callable[[Tensor], Sequence[Tensor]]) -> Callable[[Tensor], list[Tensor]]:
+    """The gradient by x of something computed from parts of it."""
+
+    def step(x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        parts = take(x)
+        total = sum((place + 1) * part.sin().sum() for place, part in enumerate(parts))
+        assert isinstance(total, Tensor)
+        return [torch.autograd.grad(total, x)[0]]
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda x: [x[2], x[0], x[3], x[1]],
+        lambda x: [x[:, place] for place in range(6)],
+        lambda x: list(map(x.view(2, 2, 6).select, [1, 1], [1, 0])),
+    ],
+)
+def test_gradients_of_all_parts_are_stacked(take: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    step, value = _whole(take), torch.randn(4, 6)
+    graph = _graph(step, F32)
+    assert stack_parts(graph.graph) == 1
+    targets = _targets(graph)
+    assert "aten.stack.default" in targets
+    assert "aten.select_backward.default" not in targets
+    torch.testing.assert_close(_run(graph, value), step(value)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda x: [x[0], x[1], x[2]],
+        lambda x: [x[0], x[1], x[2], x[3], x[3]],
+        lambda x: [x[0], x[1], x[2], x[3], x],
+        lambda x: [x[0], x[1], x[:, 0], x[:, 1]],
+    ],
+)
+def test_other_sums_of_parts_keep_their_values(take: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    step, value = _whole(take), torch.randn(4, 6)
+    graph = _graph(step, F32)
+    stack_parts(graph.graph)
+    torch.testing.assert_close(_run(graph, value), step(value)[0], rtol=1e-6, atol=1e-6)

@@ -79,6 +79,17 @@ def test_running_statistics_are_used_as_they_are_in_an_evaluation() -> None:
     torch.testing.assert_close(_passed(layer, x), expected, rtol=0, atol=0)
 
 
+def test_running_statistics_keep_their_type() -> None:
+    layer, x = nn.BatchNorm1d(6).to(BF16), torch.randn(8, 6).to(BF16)
+    passes = Passes(PassesConfig())
+    with passes.rewriting(), torch.autocast("cpu", BF16):
+        layer(x)
+    assert layer.running_mean is not None
+    assert layer.running_mean.dtype == BF16
+    expected = 0.1 * x.float().mean(0)
+    torch.testing.assert_close(layer.running_mean.float(), expected, rtol=2**-7, atol=1e-3)
+
+
 def test_gradients_of_single_samples() -> None:
     """What `torch.func` makes of a layer norm: a vmap over its gradient."""
     torch.manual_seed(0)

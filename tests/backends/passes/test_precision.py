@@ -115,6 +115,12 @@ def test_activations_and_patches_are_convolved_in_bf16(stride: Any, given: bool)
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+def test_a_convolution_whose_weights_are_bf16_reads_bf16() -> None:
+    layer, x = nn.Conv1d(3, 4, 3).to(BF16), torch.randn(2, 3, 8)
+    got = _result(lambda: layer(x), batch=(x,))
+    torch.testing.assert_close(got, layer(x.to(BF16)), rtol=0, atol=0)
+
+
 def test_what_is_no_parameter_keeps_its_precision() -> None:
     buffer, x = torch.randn(6), torch.randn(4, 6).to(BF16)
     assert _result(lambda: x + buffer).dtype == F32
