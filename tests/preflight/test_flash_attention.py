@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from runner.backends.passes.flash_attention import FlashAttention
 from runner.backends.passes.mode import Rewriting
-from runner.backends.passes.rewrite import Parameters
+from runner.backends.passes.rewrite import Held
 from runner.config.chips import CHIPS
 from runner.config.schema import PassesConfig
 from runner.preflight import costs
@@ -100,7 +100,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def attend(tensors: Sequence[Tensor], **how: Any) -> tuple[list[Tensor], int]:
     """Attention and gradients of its inputs, through the pass; and how many calls it rewrote."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    rewrite = FlashAttention(Parameters())
+    rewrite = FlashAttention(Held(), Held())
     with Rewriting([rewrite]):
         mixed = F.scaled_dot_product_attention(*leaves, **how)
         weights = torch.linspace(-1, 1, mixed.numel()).reshape(mixed.shape)
@@ -160,7 +160,7 @@ def test_under_autocast_it_computes_in_bf16() -> None:
 @pytest.mark.usefixtures("on_the_cpu")
 def test_gradients_of_gradients_are_refused() -> None:
     query, key, value = (tensor.requires_grad_() for tensor in inputs(1, 1))
-    with Rewriting([FlashAttention(Parameters())]):
+    with Rewriting([FlashAttention(Held(), Held())]):
         mixed = F.scaled_dot_product_attention(query, key, value)
         with pytest.raises(BackendError, match="gradients of gradients"):
             torch.autograd.grad(mixed.sum(), query, create_graph=True)
@@ -258,7 +258,7 @@ def test_what_does_not_suit_is_computed_otherwise_and_said_if_nothing_suits(case
     how, shape, word = REFUSED[case]
     dtype = torch.float64 if case == "float64" else torch.float32
     tensors = [torch.randn(shape, dtype=dtype) for _ in range(3)]
-    rewrite = FlashAttention(Parameters())
+    rewrite = FlashAttention(Held(), Held())
     with Rewriting([rewrite]):
         mixed = F.scaled_dot_product_attention(*tensors, **how)
     assert mixed.shape == shape
