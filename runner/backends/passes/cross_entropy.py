@@ -150,8 +150,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, wanted: _Wanted) -> Tensor:
         losses, top, log_sum = _losses(scores, wanted)
-        # Copies, as the user may change his scores in place: torch keeps none of them.
-        ctx.save_for_backward(scores.clone(), top, log_sum)
+        ctx.save_for_backward(scores, top, log_sum)
         ctx.wanted = wanted
         return losses
 
