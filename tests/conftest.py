@@ -7,8 +7,8 @@ import os
 import pytest
 
 os.environ["PJRT_DEVICE"] = "CPU"
-# A program is about a hundred memory maps, of which Linux gives a process 65,530: torch_xla would
-# keep 2,048 programs of tests that have ended.
+# Linux gives a process 65,530 memory maps, and a compiled program takes many: torch_xla would keep
+# 2,048 programs of tests that have ended.
 os.environ["XLA_COMPILATION_CACHE_SIZE"] = "128"
 
 

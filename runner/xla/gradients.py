@@ -24,7 +24,8 @@ def _elu_backward(
     if is_result:
         slope = input_scale * (x + alpha * scale)
     else:
-        slope = alpha * scale * input_scale * (x * input_scale).exp()
+        # Of large x the exponential, which nothing reads, has a gradient that is not a number.
+        slope = alpha * scale * input_scale * (x.clamp(max=0) * input_scale).exp()
     return grad * torch.where(x > 0, scale, slope)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runner.backends.base import Backend, Recipe
+from runner.xla.device import open_device, to_host
 from tests.backends import problems
 
 
@@ -82,6 +84,13 @@ def _params(backend: Backend, step: int) -> dict[str, Tensor]:
     params = backend.state(step).params
     values = [one.clone() for one in backend.to_host(list(params.values()))]
     return dict(zip(params, values, strict=True))
+
+
+def test_second_gradients_of_large_numbers_are_numbers() -> None:
+    x = torch.tensor([-1.0, 1.0, 200.0]).to(open_device()).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.elu(x).sum(), x, create_graph=True)
+    (second,) = to_host(torch.autograd.grad(gradient.sum(), x))
+    torch.testing.assert_close(second, torch.tensor([math.exp(-1.0), 0.0, 0.0]))
 
 
 @pytest.mark.parametrize("backend", ["lazy", "openxla", "openxla_step"])

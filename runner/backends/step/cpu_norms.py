@@ -12,8 +12,8 @@ inputs, and every device goes on with the whole batch. Written out as sums and p
 like everything else, and sums over the batch become sums over devices.
 
 For TPUs float32 norms stay whole, as their compiler has an expansion of its own (not yet run on
-hardware). Layer norms of bf16 and, in training, batch norms are written out by a
-pass before they get here.
+hardware). Layer norms of bf16, and in training batch norms, are written out by a pass before they
+get here.
 """
 
 from __future__ import annotations
