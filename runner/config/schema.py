@@ -83,7 +83,8 @@ class PassesConfig:
         inputs: Convolutions read a float32 batch as it is, without a copy of it in bf16.
         multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
         norms: Of bf16 inputs: statistics in float32, the output in bf16.
-        parameters: Parameters that are added to, or multiply, activations do so in bf16.
+        operands: A float32 sum that several products read in bf16 is rounded once, before them.
+        parameters: Parameters are added to, or multiply, activations in bf16: gradients err more.
         parts: Gradients of a tensor's parts are stacked, not padded and added.
         roundings: Activations, and sums of what was just made in float32, are rounded once.
         sums: Sums and means of bf16 are taken in float32.
@@ -98,7 +99,8 @@ class PassesConfig:
     inputs: bool = True
     multihead: bool = True
     norms: bool = True
-    parameters: bool = True
+    operands: bool = True
+    parameters: bool = False
     parts: bool = True
     roundings: bool = True
     sums: bool = True
@@ -115,8 +117,7 @@ class BackendConfig:
 
     Attributes:
         name: One of the names in `runner.config.names.BACKENDS`.
-        steps_per_call: Updates that one program makes (`openxla_step` only): more than 1 for
-            models so small that even one dispatch a step is too much.
+        steps_per_call: Updates that one program makes, for small models (`openxla_step` only).
         passes: What is done to the traced step before it is compiled.
     """
 
@@ -162,8 +163,7 @@ class HardwareConfig:
     Attributes:
         name: "auto" (TPU chips if there are any, else the CPU), "cpu", "tpu" (the chips that are
             here) or a slice in `runner.config.chips`, such as "v5e-8".
-        devices: Devices to use, of each host; null means one on the CPU and all chips on a TPU
-            (one with parallel=single).
+        devices: Of each host; null means one on a CPU or with parallel=single, else all chips.
         peak_flops_per_s: Peak FLOP/s of one device for `util/mfu`, in place of what
             `runner.config.chips` says of it.
     """

@@ -17,10 +17,13 @@ from runner.xla.binding import binding
 _library: Any = torch.library.Library("runner", "DEF")  # type: ignore[no-untyped-call]
 _library.define("barrier(Tensor[] tensors) -> Tensor[]")
 
+#: As a graph calls it.
+BARRIER = torch.ops.runner.barrier.default
+
 
 def barrier(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same values, each to be had only when all of them are there."""
-    made: list[Tensor] = torch.ops.runner.barrier(list(tensors))
+    made: list[Tensor] = BARRIER(list(tensors))
     return made
 
 

@@ -35,7 +35,7 @@ VARIANTS = {
     "off": PassesConfig.off(),
     "on": PassesConfig(),
     "embeddings=true": PassesConfig(embeddings=True),
-    "parameters=false": PassesConfig(parameters=False),
+    "parameters=true": PassesConfig(parameters=True),
     "roundings=false": PassesConfig(roundings=False),
     "inputs=false": PassesConfig(inputs=False),
     "norms=false": PassesConfig(norms=False),
@@ -46,7 +46,7 @@ MODELS = ("gpt", "vit", "resnet18")
 def main() -> int:
     """Measure and print a table, or JSON."""
     parser = argparse.ArgumentParser(prog="bench rounding", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=4, help="problems of each model (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=8, help="problems of each model (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_args()
     open_device()

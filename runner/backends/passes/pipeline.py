@@ -18,6 +18,7 @@ from runner.backends.passes.inputs import Inputs
 from runner.backends.passes.mode import Rewriting
 from runner.backends.passes.multihead import MultiheadAttention
 from runner.backends.passes.norms import Norms
+from runner.backends.passes.operands import keep_operands
 from runner.backends.passes.parameters import ParametersAsActivations
 from runner.backends.passes.parts import stack_parts
 from runner.backends.passes.rewrite import Held, Rewrite
@@ -44,6 +45,7 @@ GRAPH_PASSES: Mapping[str, Callable[[fx.Graph], int]] = {
     "sums": widen_sums,
     "roundings": round_once,
     "casts": shorten_casts,
+    "operands": keep_operands,
 }
 
 

@@ -10,10 +10,13 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from runner.backends.passes.casts import shorten_casts
+from runner.backends.passes.operands import keep_operands
 from runner.backends.passes.parts import stack_parts
 from runner.backends.passes.roundings import round_once
 from runner.backends.passes.sums import widen_sums
 from runner.backends.step.trace import trace_step
+from runner.xla.barrier import BARRIER
+from runner.xla.device import open_device, to_host
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -229,3 +232,44 @@ def test_other_sums_of_parts_keep_their_values(take: Callable[[Tensor], Sequence
     graph = _graph(step, F32)
     stack_parts(graph.graph)
     torch.testing.assert_close(_run(graph, value), step(value)[0], rtol=1e-6, atol=1e-6)
+
+
+def _products(x: Tensor, low: Tensor) -> list[Tensor]:
+    """Two products of the same bf16 numbers, and what else reads the float32 ones."""
+    wide = x.sin()
+    other = wide.to(BF16)
+    return [low @ other.t(), low.view(2, 12).view(4, 6).t() @ other, wide]
+
+
+def _stream(x: Tensor) -> list[Tensor]:
+    total = x + x.cos()
+    return _products(total, total.to(BF16))
+
+
+def test_a_sum_that_products_read_in_bf16_is_rounded_before_them() -> None:
+    graph = _graph(_stream, F32)
+    value = torch.randn(4, 6).to(open_device())
+    expected = to_host(_all(graph, value))
+    assert keep_operands(graph.graph) == 1
+    for found, one in zip(to_host(_all(graph, value)), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=0, atol=0)
+    (barrier,) = (node for node in graph.graph.nodes if node.target is BARRIER)
+    (cast,) = barrier.all_input_nodes
+    assert list(cast.users) == [barrier]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: _products(x, x.to(BF16)),
+        lambda x: _products(x.cos(), x.cos().to(BF16)),
+        lambda x: _products(x, (x + x.cos()).to(BF16)),
+        lambda x: _products(x + x.cos(), (x + x.cos()).to(BF16))[::2],
+        lambda x: _products(x, x.bfloat16() + x.bfloat16()),
+    ],
+    ids=["an input", "no sum", "read in bf16 alone", "one product", "in bf16"],
+)
+def test_other_operands_are_left_to_the_compiler(
+    function: Callable[[Tensor], Sequence[Tensor]],
+) -> None:
+    assert keep_operands(_graph(function, F32).graph) == 0

@@ -14,12 +14,14 @@ from runner.backends.passes.pipeline import Passes
 from runner.config.schema import PassesConfig
 
 BF16, F32 = torch.bfloat16, torch.float32
+#: All that rounds.
+EVERYTHING = PassesConfig(embeddings=True, parameters=True)
 
 
 def _result(
     function: Callable[[], Tensor], *parameters: Tensor, batch: tuple[Tensor, ...] = ()
 ) -> Tensor:
-    passes = Passes(PassesConfig(embeddings=True))
+    passes = Passes(EVERYTHING)
     passes.parameters.hold(parameters)
     passes.batch.hold(batch)
     with passes.rewriting(), torch.autocast("cpu", BF16):
@@ -127,7 +129,7 @@ def test_what_is_no_parameter_keeps_its_precision() -> None:
 
 
 def test_without_autocast_nothing_is_rounded() -> None:
-    passes = Passes(PassesConfig())
+    passes = Passes(EVERYTHING)
     x, parameter = torch.randn(4, 6), torch.randn(6, requires_grad=True)
     passes.parameters.hold([parameter])
     with passes.rewriting():

@@ -40,7 +40,7 @@ def _error(found: Update, make: type[nn.Module], seed: int = 3) -> float:
 
 @pytest.mark.parametrize("make", MODELS)
 def test_float32_is_as_near_to_float64_with_passes(make: type[nn.Module]) -> None:
-    found = update(make, PassesConfig(embeddings=True), None)
+    found = update(make, PassesConfig(embeddings=True, parameters=True), None)
     assert found.loss == pytest.approx(reference(make)[0], rel=1e-6)
     assert _error(found, make) < 1e-6
     rounding = {"norms", "embeddings", "parameters", "sums", "roundings", "inputs"}

@@ -1,0 +1,68 @@
+"""What several matrix products read in bf16 of a float32 sum is rounded before them, once.
+
+A residual stream in float32 has a gradient in float32, a sum, which is added to further and read in
+bf16 by the products for the gradients of inputs and weights. XLA's TPU compiler takes the rounding
+into each product, which then reads twice the bytes, a weight's gradient several times over. Exact.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from runner.backends.passes.casts import LOW, dtype_of, source_of
+from runner.xla.barrier import BARRIER
+
+_aten = torch.ops.aten
+_PRODUCTS = (_aten.addmm.default, _aten.bmm.default, _aten.mm.default)
+_VIEWS = (
+    _aten._unsafe_view.default,
+    _aten.permute.default,
+    _aten.t.default,
+    _aten.transpose.int,
+    _aten.view.default,
+)
+
+
+def keep_operands(graph: fx.Graph) -> int:
+    """Keeps XLA from rounding such a sum in each of the products.
+
+    Returns:
+        How many sums are rounded once.
+    """
+    count = 0
+    for node in list(graph.nodes):
+        if dtype_of(node) in LOW and _is_of_a_kept_sum(node) and _products(node) > 1:
+            _kept(graph, node)
+            count += 1
+    return count
+
+
+def _is_of_a_kept_sum(node: fx.Node) -> bool:
+    source = source_of(node)
+    if source is None or dtype_of(source) != torch.float32:
+        return False
+    return source.target is _aten.add.Tensor and len(source.users) > 1
+
+
+def _products(node: fx.Node) -> int:
+    """How many products read a node's numbers."""
+    count = 0
+    for user in node.users:
+        count += _products(user) if user.target in _VIEWS else user.target in _PRODUCTS
+    return count
+
+
+def _kept(graph: fx.Graph, node: fx.Node) -> None:
+    """Puts a barrier behind a node."""
+    users = list(node.users)
+    with graph.inserting_after(node):
+        held = graph.call_function(BARRIER, ([node],))
+    held.meta = {**node.meta, "val": [node.meta["val"]]}
+    with graph.inserting_after(held):
+        value = graph.call_function(operator.getitem, (held, 0))
+    value.meta = {**node.meta}
+    for user in users:
+        user.replace_input_with(node, value)
