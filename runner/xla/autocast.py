@@ -60,6 +60,11 @@ def cast_low(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if _is_cast(tensor) else tensor
 
 
+def switched_off() -> torch.autocast:
+    """Autocast off: a graph that was traced has its casts within itself."""
+    return torch.autocast("xla", enabled=False)
+
+
 def register_operations() -> None:
     """Has autocast on XLA devices cast these operations' tensors; once a process."""
     chosen: dict[tuple[str, ...], Callable[[list[Tensor]], torch.dtype]] = {
@@ -82,7 +87,7 @@ def _cast(
 ) -> Any:
     values, form = pytree.tree_flatten((args, kwargs))
     tensors = [one for one in values if isinstance(one, Tensor) and _is_cast(one)]
-    with torch.autocast("xla", enabled=False):
+    with switched_off():
         if tensors:
             dtype = choose(tensors)
             values = [cast_low(one, dtype) if isinstance(one, Tensor) else one for one in values]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from runner.xla.autocast import switched_off
 from runner.xla.binding import binding
 from runner.xla.program import OutputPlan, numbers_as_constants
 from runner.xla.scan import all_nodes, placeholder
@@ -64,7 +65,8 @@ def lower(graph: Graph, inputs: Sequence[Tensor]) -> Lowered:
         LoweringError: An operation cannot be lowered.
     """
     places = [placeholder(tensor.shape, tensor.dtype) for tensor in inputs]
-    with _nothing_runs(), named_operations(), numbers_as_constants(), torch.no_grad():
+    named = named_operations()
+    with _nothing_runs(), named, numbers_as_constants(), torch.no_grad(), switched_off():
         outputs = list(graph(*places, use_seed=_use_seed))
         plan = OutputPlan(outputs, places)
         context = binding.lowering.LoweringContext("step")

@@ -17,6 +17,7 @@ import torch
 from torch_xla.utils.buffer_donor_context import alias_with_buffer_donor_config
 
 from runner.record.errors import BackendError
+from runner.xla.autocast import switched_off
 from runner.xla.binding import binding, torch_xla
 from runner.xla.binding import xla_model as xm
 from runner.xla.seeds import is_seed, read_by
@@ -244,7 +245,7 @@ def _clean_trace(inputs: Flat) -> Iterator[None]:
     _settle(inputs)
     try:
         lazily = torch_xla.experimental.eager_mode_context(False)
-        with numbers_as_constants(), lazily, torch.no_grad():
+        with numbers_as_constants(), lazily, torch.no_grad(), switched_off():
             yield
     finally:
         binding._clear_pending_irs(str(torch_xla.device()))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from runner.backends.step.function import StepFunction
 from runner.config.names import OPTIMIZERS
+from runner.preflight.tpu_compiler import hlo_text
 from runner.preflight.trace import TracedStep, trace
 from runner.xla.placeholder import LoweringError
 from tests.preflight.problems import adamw, recipe, traced
@@ -74,6 +75,13 @@ def test_arguments_lie_on_the_mesh_as_a_run_lays_them(step: TracedStep) -> None:
 
 def test_equal_step_counters_are_carried_once(step: TracedStep) -> None:
     assert sum(argument.name.endswith("/step") for argument in step.arguments) == 1
+
+
+def test_the_callers_autocast_is_not_the_steps() -> None:
+    with torch.autocast("xla", torch.bfloat16):
+        step = traced(Net, 4, 3, 12, 12, make_optimizer=optimizer)
+    assert "f32[" in hlo_text(step.hlo)
+    assert "bf16[" not in hlo_text(step.hlo)
 
 
 def test_operations_know_their_module_and_line(step: TracedStep) -> None:

@@ -11,6 +11,7 @@ import torch.fx
 from runner.backends.step.sharing import GraphBuilder, share_equal_inputs
 from runner.backends.step.trace import in_haste, trace_unwritten
 from runner.backends.step.updates import Updates
+from runner.xla.autocast import switched_off
 
 if TYPE_CHECKING:
     from runner.backends.step.function import StepFunction
@@ -34,7 +35,7 @@ def trace_whole(
         A graph that computes what `traced` does, with a placeholder for every input, and the
         inputs that it does not read: position to the position that stands for it.
     """
-    with traced.passes.rewriting():
+    with traced.passes.rewriting(), switched_off():
         updates = Updates(traced, inputs) if traced.functional.independent else None
         whole = None if updates else trace_unwritten(traced, inputs, decomposed=traced.decomposed)
 
