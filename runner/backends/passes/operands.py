@@ -1,8 +1,8 @@
 """What several matrix products read in bf16 of a float32 sum is rounded before them, once.
 
 A residual stream in float32 has a gradient in float32, a sum, which is added to further and read in
-bf16 by the products for the gradients of inputs and weights. Left to itself XLA's TPU compiler takes
-the rounding into each of them, which by its own estimate costs more. Exact.
+bf16 by the products for the gradients of inputs and weights. XLA's TPU compiler takes the rounding
+into each of them when left to itself, which by its own estimate costs more. Exact.
 """
 
 from __future__ import annotations
