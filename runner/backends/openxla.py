@@ -64,11 +64,19 @@ def describe_graph(graph: fx.GraphModule, watch: Watch) -> None:
     watch.hash = hashlib.sha256(graph.code.encode()).hexdigest()[:16]
 
 
-def openxla_eval_for(log: CompileLog, role: str = "eval") -> Compiler:
-    """A dynamo backend for inference: the bridge without AOTAutograd."""
+def openxla_eval_for(log: CompileLog) -> Compiler:
+    """A dynamo backend for inference: the bridge without AOTAutograd.
+
+    A graph that enters or leaves autocast goes through AOTAutograd all the same, which leaves
+    its casts and nothing else of it: the bridge orders nodes by who reads them, and these are
+    read by none, so that autocast would end too early, or stay on in the process.
+    """
+    traced = openxla_for(log)
 
     def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return FirstCallCompiler(graph, role=role, log=log)
+        if any(node.target is torch.amp._enter_autocast for node in graph.graph.nodes):
+            return traced(graph, example_inputs)
+        return FirstCallCompiler(graph, role="eval", log=log)
 
     return compiler
 

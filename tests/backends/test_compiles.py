@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from runner.record.errors import BackendError
 from runner.record.events import GraphRecord
 from runner.xla import counters
+from runner.xla.device import open_device, to_host
 from tests.backends import problems
 
 
@@ -68,3 +70,22 @@ def test_the_backends_are_registered_with_dynamo_under_names_of_their_own() -> N
     import runner.backends.openxla  # noqa: F401
 
     assert {"runner_openxla", "runner_openxla_eval"} <= set(torch._dynamo.list_backends(()))
+
+
+@torch.no_grad()
+def test_autocast_ends_in_an_evaluated_graph_where_it_ends_in_the_code() -> None:
+    import runner.backends.openxla  # noqa: F401
+
+    def products(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast("xla", torch.bfloat16):
+            before = x @ x
+            with torch.autocast("xla", enabled=False):
+                exact = before.float() @ x
+            after = exact @ x
+        return before, exact, after
+
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).to(open_device())
+    found = torch.compile(products, backend="runner_openxla_eval", dynamic=False)(x)
+    assert not torch.is_autocast_enabled("xla")
+    for one, expected in zip(to_host(found), to_host(products(x)), strict=True):
+        torch.testing.assert_close(one, expected, rtol=0, atol=0)
