@@ -67,6 +67,17 @@ def test_bf16_errs_no_more_with_passes(make: type[nn.Module]) -> None:
     assert statistics.geometric_mean(map(ratio, range(10))) <= 1
 
 
+def test_a_residual_stream_s_gradient_is_kept_rounded_and_nothing_else_changes() -> None:
+    found, without = (
+        update(Transformer, PassesConfig(operands=operands), BF16) for operands in (True, False)
+    )
+    assert found.graph.passes["operands"] >= 1
+    assert "operands" not in without.graph.passes
+    assert found.loss == without.loss
+    for name, gradient in without.gradients.items():
+        torch.testing.assert_close(found.gradients[name], gradient, rtol=0, atol=0)
+
+
 def test_an_evaluation_has_its_passes_too() -> None:
     model, batch = problem(Transformer)
     with torch.no_grad():
