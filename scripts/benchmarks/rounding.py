@@ -3,7 +3,7 @@
 Small models of the kinds that `scripts/bench tpu_program` compiles, on XLA's CPU device. Given is
 the distance of all gradients from those of the same weights and batch in float64, relative to
 their norm, over several random problems: its root mean square with passes off, and for the rest
-the ratio to that.
+the ratio to that, with the standard error of the mean by problem.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import copy
 import json
 import math
 import os
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 os.environ["PJRT_DEVICE"] = "CPU"
 
 import torch
 import torchvision
+from contest.choices import positive, some
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,27 +48,43 @@ MODELS = ("gpt", "vit", "resnet18")
 def main() -> int:
     """Measure and print a table, or JSON."""
     parser = argparse.ArgumentParser(prog="bench rounding", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=8, help="problems of each model (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--seeds", type=positive, default=8, help="problems of each model (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print each problem's errors as JSON")
+    for option, choices in (("models", MODELS), ("variants", tuple(VARIANTS))):
+        parser.add_argument(
+            f"--{option}", type=some(choices), default=list(choices), help=", ".join(choices)
+        )
     asked = parser.parse_args()
+    variants = ["off", *(name for name in asked.variants if name != "off")]
     open_device()
-    rows = {model: _errors(model, asked.seeds) for model in MODELS}
-    print(json.dumps(rows, indent=2) if asked.json else _table(rows))
+    rows = {}
+    if not asked.json:
+        print(
+            _line(["model", *variants]), _line(["---"] * (1 + len(variants))), sep="\n", flush=True
+        )
+    for model in asked.models:
+        rows[model] = _errors(model, asked.seeds, variants)
+        if not asked.json:
+            print(_row(model, rows[model]), flush=True)
+    if asked.json:
+        print(json.dumps(rows, indent=2))
     return 0
 
 
-def _errors(model: str, seeds: int) -> dict[str, float]:
-    """A model's error by variant."""
-    squares = dict.fromkeys(VARIANTS, 0.0)
+def _errors(model: str, seeds: int, variants: Sequence[str]) -> dict[str, list[float]]:
+    """A model's error by variant, in each problem."""
+    errors: dict[str, list[float]] = {name: [] for name in variants}
     for seed in range(seeds):
         expected = _exact(*_problem(model, seed))
         whole = _norm(expected)
-        for name, passes in VARIANTS.items():
-            found = _gradients(*_problem(model, seed), passes)
+        for name in variants:
+            found = _gradients(*_problem(model, seed), VARIANTS[name])
             distance = _norm({key: found[key] - one for key, one in expected.items()})
-            squares[name] += (distance / whole) ** 2
+            errors[name].append(distance / whole)
         print(f"{model}, problem {seed + 1} of {seeds}", file=sys.stderr, flush=True)
-    return {name: math.sqrt(total / seeds) for name, total in squares.items()}
+    return errors
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> float:
@@ -126,12 +144,28 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1.0)
 
 
-def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    lines = ["| model | " + " | ".join(VARIANTS) + " |", "|---" * (len(VARIANTS) + 1) + "|"]
-    for model, errors in rows.items():
-        others = (f"{errors[name] / errors['off']:.3f}" for name in VARIANTS if name != "off")
-        lines.append("| " + " | ".join([model, f"{errors['off']:.4f}", *others]) + " |")
-    return "\n".join(lines)
+def _row(model: str, errors: Mapping[str, Sequence[float]]) -> str:
+    without = errors["off"]
+    others = (_ratio(found, without) for name, found in errors.items() if name != "off")
+    return _line([model, f"{_mean(without):.4f}", *others])
+
+
+def _ratio(found: Sequence[float], without: Sequence[float]) -> str:
+    """The errors' ratio, and its standard error from the problems' own ratios."""
+    ratio = _mean(found) / _mean(without)
+    if len(found) == 1:
+        return f"{ratio:.3f}"
+    logs = [math.log(one / other) for one, other in zip(found, without, strict=True)]
+    return f"{ratio:.3f} ± {ratio * statistics.stdev(logs) / math.sqrt(len(logs)):.3f}"
+
+
+def _mean(errors: Sequence[float]) -> float:
+    """The root mean square."""
+    return math.hypot(*errors) / math.sqrt(len(errors))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":
