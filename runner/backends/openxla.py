@@ -18,6 +18,7 @@ from functorch.compile import make_boxed_func
 from torch import Tensor, fx
 from torch._dynamo import register_backend
 from torch._dynamo.backends.common import aot_autograd
+from torch.amp.autocast_mode import _enter_autocast
 
 from runner.backends.base import Batch, Metrics, Recipe
 from runner.backends.compiles import CompileLog, Watch
@@ -74,7 +75,7 @@ def openxla_eval_for(log: CompileLog) -> Compiler:
     traced = openxla_for(log)
 
     def compiler(graph: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        if any(node.target is torch.amp._enter_autocast for node in graph.graph.nodes):
+        if any(node.target is _enter_autocast for node in graph.graph.nodes):
             return traced(graph, example_inputs)
         return FirstCallCompiler(graph, role="eval", log=log)
 
