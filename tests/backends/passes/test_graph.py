@@ -219,6 +219,30 @@ def test_gradients_of_all_parts_are_stacked(take: Callable[[Tensor], Sequence[Te
 
 
 @pytest.mark.parametrize(
+    ("take", "joined"),
+    [
+        (lambda x: list(map(x.view(2, 2, 3, 2).permute(2, 0, 3, 1).select, [0] * 3, range(3))), 1),
+        (lambda x: list(map(x.view(4, 2, 3).permute(-2, -1, -3).select, [0] * 2, range(2))), 1),
+        (lambda x: list(map(x.view(4, 2, 3).permute(2, 0, 1).select, [0] * 3, range(3))), 0),
+        (lambda x: list(map(x.view(2, 2, 2, 3).permute(1, 0, 3, 2).select, [0] * 2, range(2))), 0),
+    ],
+)
+def test_parts_side_by_side_in_the_last_dimension_are_joined_there(
+    take: Callable[[Tensor], Sequence[Tensor]], joined: int
+) -> None:
+    step, value = _whole(take), torch.randn(4, 6)
+    graph = _graph(step, F32)
+    assert stack_parts(graph.graph) == 1
+    targets = _targets(graph)
+    assert targets.count("aten.cat.default") == joined
+    assert targets.count("aten.stack.default") == 1 - joined
+    torch.testing.assert_close(_run(graph, value), step(value)[0], rtol=0, atol=0)
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.cat.default:
+            assert node.meta["val"].shape == (4, 6)
+
+
+@pytest.mark.parametrize(
     "take",
     [
         lambda x: [x[0], x[1], x[2]],
