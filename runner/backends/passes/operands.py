@@ -17,7 +17,8 @@ from runner.xla.barrier import BARRIER
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.addmm.default, _aten.bmm.default, _aten.mm.default)
-_VIEWS = (
+#: What gives the same numbers another shape.
+VIEWS = (
     _aten._unsafe_view.default,
     _aten.permute.default,
     _aten.t.default,
@@ -34,8 +35,8 @@ def keep_operands(graph: fx.Graph) -> int:
     """
     count = 0
     for node in list(graph.nodes):
-        if dtype_of(node) in LOW and _is_of_a_kept_sum(node) and _products(node) > 1:
-            _kept(graph, node)
+        if dtype_of(node) in LOW and _is_of_a_kept_sum(node) and products(node) > 1:
+            keep(graph, node)
             count += 1
     return count
 
@@ -47,16 +48,16 @@ def _is_of_a_kept_sum(node: fx.Node) -> bool:
     return source.target is _aten.add.Tensor and len(source.users) > 1
 
 
-def _products(node: fx.Node) -> int:
-    """How many products read a node's numbers."""
+def products(node: fx.Node) -> int:
+    """How many matrix products read a node's numbers."""
     count = 0
     for user in node.users:
-        count += _products(user) if user.target in _VIEWS else user.target in _PRODUCTS
+        count += products(user) if user.target in VIEWS else user.target in _PRODUCTS
     return count
 
 
-def _kept(graph: fx.Graph, node: fx.Node) -> None:
-    """Puts a barrier behind a node."""
+def keep(graph: fx.Graph, node: fx.Node) -> None:
+    """Puts a barrier behind a node, so that XLA makes its tensor once and for all its readers."""
     users = list(node.users)
     with graph.inserting_after(node):
         held = graph.call_function(BARRIER, ([node],))

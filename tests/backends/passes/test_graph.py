@@ -218,28 +218,32 @@ def test_gradients_of_all_parts_are_stacked(take: Callable[[Tensor], Sequence[Te
     torch.testing.assert_close(_run(graph, value), step(value)[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("take", "joined"),
-    [
-        (lambda x: list(map(x.view(2, 2, 3, 2).permute(2, 0, 3, 1).select, [0] * 3, range(3))), 1),
-        (lambda x: list(map(x.view(4, 2, 3).permute(-2, -1, -3).select, [0] * 2, range(2))), 1),
-        (lambda x: list(map(x.view(4, 2, 3).permute(2, 0, 1).select, [0] * 3, range(3))), 0),
-        (lambda x: list(map(x.view(2, 2, 2, 3).permute(1, 0, 3, 2).select, [0] * 2, range(2))), 0),
-    ],
-)
-def test_parts_side_by_side_in_the_last_dimension_are_joined_there(
-    take: Callable[[Tensor], Sequence[Tensor]], joined: int
-) -> None:
-    step, value = _whole(take), torch.randn(4, 6)
-    graph = _graph(step, F32)
+def _cut(x: Tensor, weight: Tensor) -> list[Tensor]:
+    """Gradients of a linear layer whose output is cut into queries, keys and values."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    parts = (x @ weight.t()).view(2, 2, 3, 2).permute(2, 0, 3, 1)
+    q, k, v = parts[0], parts[1], parts[2]
+    return list(torch.autograd.grad(((q * k).sin() * v).sum(), [x, weight]))
+
+
+def test_two_products_read_one_tensor_of_stacked_parts() -> None:
+    graph = trace_step(_cut, [torch.empty(4, 6), torch.empty(6, 6)])
+    values = [torch.randn(size, 6).to(open_device()) for size in (4, 6)]
+    expected = to_host(graph(*values))
     assert stack_parts(graph.graph) == 1
-    targets = _targets(graph)
-    assert targets.count("aten.cat.default") == joined
-    assert targets.count("aten.stack.default") == 1 - joined
-    torch.testing.assert_close(_run(graph, value), step(value)[0], rtol=0, atol=0)
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.cat.default:
-            assert node.meta["val"].shape == (4, 6)
+    graph.recompile()
+    for found, one in zip(to_host(graph(*values)), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=0, atol=0)
+    (barrier,) = (node for node in graph.graph.nodes if node.target is BARRIER)
+    (rearranged,) = barrier.all_input_nodes
+    assert rearranged.meta["val"].shape[-1] == 6
+    assert list(rearranged.users) == [barrier]
+
+
+def test_one_product_may_have_stacked_parts_rearranged_as_it_likes() -> None:
+    graph = trace_step(lambda x, w: _cut(x, w)[:1], [torch.empty(4, 6), torch.empty(6, 6)])
+    assert stack_parts(graph.graph) == 1
+    assert BARRIER not in [node.target for node in graph.graph.nodes]
 
 
 @pytest.mark.parametrize(
