@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from runner.backends.base import Backend, Recipe
 from runner.backends.registry import build
+from runner.backends.state import view
 from runner.config.schema import PassesConfig
 from runner.record.events import GraphRecord
 
@@ -125,15 +126,30 @@ def started(
     return backend, batch, records
 
 
-def update(
-    make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None, seed: int = 3
-) -> Update:
-    """One update."""
-    backend, batch, records = started(make, passes, autocast, seed)
-    before = {name: value.clone() for name, value in backend.state(0).params.items()}
-    loss = backend.train_step(backend.place(batch), step=0, lr=1.0)["loss"].item()
-    after = backend.state(1).params
-    return Update(loss, {name: before[name] - after[name] for name in before}, records[0])
+def updates(
+    make: type[nn.Module],
+    passes: PassesConfig,
+    autocast: torch.dtype | None,
+    seeds: Sequence[int],
+) -> list[Update]:
+    """One update of each problem, all by one program."""
+    backend, _, records = started(make, passes, autocast, seeds[0])
+    found = []
+    for seed in seeds:
+        model, batch = problem(make, seed)
+        backend.load(view(model, _sgd(model), step=0))
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        loss = backend.train_step(backend.place(batch), step=0, lr=1.0)["loss"].item()
+        after = backend.state(1).params
+        gradients = {name: value - after[name] for name, value in before.items()}
+        found.append(Update(loss, gradients, records[0]))
+    assert len(records) == 1
+    return found
+
+
+def update(make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None) -> Update:
+    """One update of the third problem."""
+    return updates(make, passes, autocast, [3])[0]
 
 
 def largest(make: type[nn.Module], passes: PassesConfig) -> tuple[float, GraphRecord]:

@@ -22,6 +22,7 @@ from tests.backends.passes.models import (
     problem,
     reference,
     update,
+    updates,
 )
 
 OFF = PassesConfig.off()
@@ -59,12 +60,11 @@ def test_bf16_errs_no_more_with_passes_that_round_no_more(make: type[nn.Module])
 @pytest.mark.parametrize("make", [Transformer, Residual])
 def test_bf16_errs_no_more_with_passes(make: type[nn.Module]) -> None:
     """Over several problems, since in one of them a rounding can turn a ReLU's gradient around."""
-
-    def ratio(seed: int) -> float:
-        found, without = (update(make, passes, BF16, seed) for passes in (PassesConfig(), OFF))
-        return _error(found, make, seed) / _error(without, make, seed)
-
-    assert statistics.geometric_mean(map(ratio, range(10))) <= 1
+    found, without = (updates(make, passes, BF16, range(10)) for passes in (PassesConfig(), OFF))
+    ratios = [
+        _error(found[seed], make, seed) / _error(without[seed], make, seed) for seed in range(10)
+    ]
+    assert statistics.geometric_mean(ratios) <= 1
 
 
 def test_a_residual_stream_s_gradient_is_kept_rounded_and_nothing_else_changes() -> None:
