@@ -148,7 +148,7 @@ def updates(
 
 
 def update(make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None) -> Update:
-    """One update of the third problem."""
+    """One update of the problem of seed 3."""
     return updates(make, passes, autocast, [3])[0]
 
 
