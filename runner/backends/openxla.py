@@ -70,7 +70,7 @@ def openxla_eval_for(log: CompileLog) -> Compiler:
 
     A graph that enters or leaves autocast goes through AOTAutograd all the same, which leaves
     its casts and nothing else of it: the bridge orders nodes by who reads them, and these are
-    read by none, so that autocast would end too early, or stay on in the process.
+    read by none, so that a nested autocast stayed on in the process.
     """
     traced = openxla_for(log)
 

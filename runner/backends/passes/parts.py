@@ -4,7 +4,7 @@
 size, each zero but for its part, and their sums. No sum mixes two parts: they lie side by side.
 What the products for the gradients of inputs and weights read of the stack is kept as one tensor:
 XLA's TPU compiler else rearranges it for each of them, by way of `[..., 3, heads, 32]`, which in
-tiles of 8 x 128 numbers is mostly padding. Exact but for the sign of zeros.
+tiles of 4 x 128 numbers is mostly padding. Exact but for the sign of zeros.
 """
 
 from __future__ import annotations
