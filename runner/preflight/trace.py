@@ -26,7 +26,7 @@ from runner.backends.step.layout import Layout
 from runner.backends.step.origins import Origin, Origins, origin_of
 from runner.backends.step.splice import trace_whole
 from runner.backends.step.stacks import partitions
-from runner.backends.step.trace import fake_inputs
+from runner.backends.step.trace import fake_inputs, in_haste
 from runner.config.parallel import Mesh
 from runner.preflight.described import DescribedState, described_optimizer
 from runner.preflight.layout import op_sharding
@@ -116,6 +116,7 @@ class TracedStep:
         return self.operations[int(found[1])] if found else None
 
 
+@in_haste()
 def trace(
     recipe: Recipe, batch: Mapping[str, Tensor], *, sharding: Sharding = ONE_DEVICE
 ) -> TracedStep:

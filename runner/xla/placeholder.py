@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -135,6 +136,7 @@ _KERNELS = (
 )
 
 
+@functools.cache
 def _has_lowering(op: torch._ops.OpOverload[..., Any]) -> bool:
     """Whether an operation is XLA's or made of others; else the host would run it."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key

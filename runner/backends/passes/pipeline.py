@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import fx
 
 from runner.backends.passes.attention import Attention
@@ -89,9 +90,10 @@ class Passes:
 
     def improve(self, graph: fx.GraphModule) -> None:
         """Runs the graph passes over a functional graph."""
-        for name, improve in GRAPH_PASSES.items():
-            if name in self._on:
-                self._made[name] = self._made.get(name, 0) + improve(graph.graph)
+        with torch._C.DisableTorchFunction():  # type: ignore[no-untyped-call]
+            for name, improve in GRAPH_PASSES.items():
+                if name in self._on:
+                    self._made[name] = self._made.get(name, 0) + improve(graph.graph)
         graph.recompile()
 
     @property

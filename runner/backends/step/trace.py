@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.backends.dropout import DROPOUT
 from runner.backends.step.batch_norm import unbias_running_variance
@@ -204,7 +205,8 @@ def _functional(fn: StepFn, arity: int) -> Callable[..., list[torch.Tensor | Non
         torch._enable_functionalization(reapply_views=True)
         try:
             wrapped = [torch._to_functional_tensor(tensor) for tensor in inputs]
-            outputs = fn(*wrapped)
+            with _Recording():  # type: ignore[no-untyped-call]
+                outputs = fn(*wrapped)
             return [_unwrap(output) for output in outputs]
         finally:
             torch._disable_functionalization()  # type: ignore[no-untyped-call]
@@ -217,6 +219,22 @@ def _unwrap(output: torch.Tensor | None) -> torch.Tensor | None:
         return output
     torch._functionalize_sync(output)
     return torch._from_functional_tensor(output.detach())
+
+
+class _Recording(TorchDispatchMode):
+    """Keeps from the modes for torch's functions what the tracer itself asks of tensors.
+
+    Gradients are taken inside such modes, and the tracer asks some dozens of things an operation,
+    each time by way of all of them; autograd asks five times for a device.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunction():  # type: ignore[no-untyped-call]
+            if func is torch.ops.prim.device.default:
+                return args[0].device
+            return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
