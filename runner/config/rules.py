@@ -165,7 +165,8 @@ def _optimizer_option(optimizer: str, option: str, value: Any) -> None:
         raise Mistake(
             key,
             f"{key} is not an option of torch.optim.{optimizer}{meant}; its options are: "
-            f"{listed(known)}. To change the optimizer, choose its group (optim=adamw)",
+            f"{listed(known)}. To change the optimizer, choose its group (optim=adamw); an option "
+            f"that the job's file sets goes by '~{key}'",
         )
     if value is not None:
         check_like(value, names.option_example(optimizer, option), key=key)

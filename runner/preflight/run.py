@@ -127,12 +127,13 @@ class Preflight:
         )
         source = _source(subject, mesh)
         cache, question = VerdictCache(cache_folder()), _question(subject, source)
-        known = cache.find(question.key) if config.preflight.cache else None
+        asked = config.preflight
+        known = cache.find(question.key) if asked.cache and not asked.dump else None
         if known is not None:
             Recall(config).keep(question.key, read)
             return known
         self.send(Phase("compiling", f"for {target.name}"))
-        report = self._compiled(subject, source, dump=config.preflight.dump)
+        report = self._compiled(subject, source, dump=asked.dump)
         cache.keep(question, report)
         Recall(config).keep(question.key, read)
         return report

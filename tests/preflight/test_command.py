@@ -118,8 +118,10 @@ def test_the_same_program_is_answered_from_the_cache(judged: tuple[pathlib.Path,
     assert done.returncode == 0, done.stderr
     assert result_of(folder)["preflight"]["cached"] is True
     assert "from the cache" in done.stdout
-    assert start(folder, *SMALL, "preflight.cache=false").returncode == 0
-    assert result_of(folder)["preflight"]["cached"] is False
+    for asked in ("preflight.cache=false", "preflight.dump=true"):
+        assert start(folder, *SMALL, asked).returncode == 0
+        assert result_of(folder)["preflight"]["cached"] is False
+    assert (max((folder / "outputs" / "mlp").iterdir()) / "step.optimized.hlo").exists()
 
 
 def test_the_cache_answers_of_the_slice_that_was_asked_about(
