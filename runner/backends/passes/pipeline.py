@@ -89,7 +89,7 @@ class Passes:
             self._rewrites = {}
 
     def improve(self, graph: fx.GraphModule) -> None:
-        """Runs the graph passes over a functional graph."""
+        """Runs the graph passes over a functional graph, out of sight of modes for functions."""
         with torch._C.DisableTorchFunction():  # type: ignore[no-untyped-call]
             for name, improve in GRAPH_PASSES.items():
                 if name in self._on:

@@ -205,7 +205,7 @@ def _functional(fn: StepFn, arity: int) -> Callable[..., list[torch.Tensor | Non
         torch._enable_functionalization(reapply_views=True)
         try:
             wrapped = [torch._to_functional_tensor(tensor) for tensor in inputs]
-            with _Recording():  # type: ignore[no-untyped-call]
+            with _PastFunctionModes():  # type: ignore[no-untyped-call]
                 outputs = fn(*wrapped)
             return [_unwrap(output) for output in outputs]
         finally:
@@ -221,7 +221,7 @@ def _unwrap(output: torch.Tensor | None) -> torch.Tensor | None:
     return torch._from_functional_tensor(output.detach())
 
 
-class _Recording(TorchDispatchMode):
+class _PastFunctionModes(TorchDispatchMode):
     """Keeps from the modes for torch's functions what the tracer itself asks of tensors.
 
     Gradients are taken inside such modes, and the tracer asks some dozens of things an operation,
