@@ -1,12 +1,14 @@
-"""Matrix products over any number of leading dimensions as one operation: `torch.ops.runner.dot`.
+"""Matrix products over any number of dimensions as one operation: `torch.ops.runner.dot`.
 
-torch_xla's `matmul` makes one of the leading dimensions. What is computed from scores of attention
-then stands behind a reshape, through which XLA's TPU compiler does not fuse. Source:
-`_xla_dot_general` (torch_xla 2.9.0).
+torch_xla's `matmul` and `einsum` make one of the leading dimensions, one of those that stay and one
+of those that are summed. What is computed from scores of attention then stands behind a reshape,
+through which XLA's TPU compiler does not fuse. Source: `_xla_dot_general` (torch_xla 2.9.0).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,44 +16,69 @@ from torch import Tensor
 
 from runner.xla.binding import binding
 
+Dims = Sequence[int]
+
 _library: Any = torch.library.Library("runner", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("dot(Tensor left, Tensor right, int over_left, int over_right) -> Tensor")
+_library.define(
+    "dot(Tensor left, Tensor right, int leading, int[] over_left, int[] over_right) -> Tensor"
+)
 
 
-def dot(left: Tensor, right: Tensor, *, over: tuple[int, int]) -> Tensor:
-    """Sums of products over a dimension of each.
+def dot(left: Tensor, right: Tensor, *, leading: int, over: tuple[Dims, Dims]) -> Tensor:
+    """Sums of products over some dimensions of each.
 
     Args:
-        left: [..., a, b].
-        right: [..., c, d], the same leading sizes.
-        over: The dimension of `left` and that of `right`, -2 or -1.
+        left: Any shape.
+        right: Any shape, its first `leading` sizes those of `left`.
+        leading: How many dimensions go together without being summed.
+        over: The summed dimensions of `left` and those of `right`, from the last: -1, -2, ...
 
     Returns:
-        [..., the other dimension of `left`, the other one of `right`].
+        [the leading dimensions, the other ones of `left`, the other ones of `right`].
     """
     if torch.is_grad_enabled():  # the operation has no gradient
-        return _by_matmul(left, right, *over)
-    made: Tensor = torch.ops.runner.dot(left, right, *over)
+        return _by_matmul(left, right, leading, *over)
+    made: Tensor = torch.ops.runner.dot(left, right, leading, *map(list, over))
     return made
 
 
-def _by_matmul(left: Tensor, right: Tensor, over_left: int, over_right: int) -> Tensor:
-    left = left if over_left == -1 else left.transpose(-2, -1)
-    return torch.matmul(left, right if over_right == -2 else right.transpose(-2, -1))
+def _by_matmul(left: Tensor, right: Tensor, leading: int, *over: Dims) -> Tensor:
+    one, other = (
+        _matrix(side, leading, dims) for side, dims in zip((left, right), over, strict=True)
+    )
+    return torch.matmul(one, other.mT).reshape(_sizes(left, right, leading, *over))
 
 
-def _on_xla(left: Tensor, right: Tensor, over_left: int, over_right: int) -> Tensor:
+def _matrix(side: Tensor, leading: int, over: Dims) -> Tensor:
+    """[the leading dimensions, all that stay as one, all that are summed as one]."""
+    stay = [dim for dim in range(leading - side.dim(), 0) if dim not in over]
+    rows, columns = (math.prod(side.shape[dim] for dim in dims) for dims in (stay, over))
+    moved = side.permute(*range(leading), *stay, *over)
+    return moved.reshape(*side.shape[:leading], rows, columns)
+
+
+def _sizes(left: Tensor, right: Tensor, leading: int, *over: Dims) -> list[int]:
+    """Those of the product."""
+    one, other = (
+        [size for dim, size in enumerate(side.shape, -side.dim()) if dim not in dims]
+        for side, dims in zip((left, right), over, strict=True)
+    )
+    return one + other[leading:]
+
+
+def _on_xla(left: Tensor, right: Tensor, leading: int, *over: Dims) -> Tensor:
     if binding._xla_get_mat_mul_precision() != "default":  # which `_xla_dot_general` does not know
-        return _by_matmul(left, right, over_left, over_right)
-    leading = list(range(left.dim() - 2))
-    over = ([left.dim() + over_left], [right.dim() + over_right])
-    made: Tensor = binding._xla_dot_general(left, right, (over, (leading, leading)))
+        return _by_matmul(left, right, leading, *over)
+    together = list(range(leading))
+    summed = [
+        [dim % side.dim() for dim in dims] for side, dims in zip((left, right), over, strict=True)
+    ]
+    made: Tensor = binding._xla_dot_general(left, right, (tuple(summed), (together, together)))
     return made
 
 
-def _described(left: Tensor, right: Tensor, over_left: int, over_right: int) -> Tensor:
-    free = left.shape[-3 - over_left], right.shape[-3 - over_right]
-    return left.new_empty((*left.shape[:-2], *free))
+def _described(left: Tensor, right: Tensor, leading: int, *over: Dims) -> Tensor:
+    return left.new_empty(_sizes(left, right, leading, *over))
 
 
 _library.impl("dot", _on_xla, "XLA")

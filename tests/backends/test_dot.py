@@ -1,9 +1,11 @@
-"""The product with several leading dimensions is torch's, as one operation of the program."""
+"""The product over several dimensions is torch's, as one operation of the program."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,40 +16,70 @@ from runner.xla.binding import binding
 from runner.xla.device import open_device
 from runner.xla.dot import dot
 
-_OVER = list(itertools.product((-2, -1), repeat=2))
+#: What is summed on the left and on the right, and the same as an equation.
+_PLAIN = [
+    (left, right, f"...{'ka' if left == -2 else 'ak'},...{'kb' if right == -2 else 'bk'}->...ab")
+    for left, right in itertools.product((-2, -1), repeat=2)
+]
+_GROUPED = [
+    ((2, 3, 4, 5, 6), (2, 3, 7, 6), ([-1], [-1]), "xygak,xybk->xygab"),
+    ((2, 3, 4, 5, 6), (2, 3, 6, 7), ([-1], [-2]), "xygak,xykb->xygab"),
+    ((2, 3, 4, 5, 6), (2, 3, 4, 5, 7), ([-3, -2], [-3, -2]), "xygka,xygkb->xyab"),
+    ((2, 3, 4, 5, 6), (2, 3, 4, 5, 7), ([-2, -3], [-2, -3]), "xygka,xygkb->xyab"),
+]
 
 
-def _sides(leading: tuple[int, ...], over: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _random(*shapes: tuple[int, ...]) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = ([5, 5], [5, 5])
-    shapes[0][-3 - over[0]], shapes[1][-3 - over[1]] = 3, 4
-    left, right = (torch.randn(*leading, *shape, generator=generator) for shape in shapes)
-    return left, right
+    for shape in shapes:
+        yield torch.randn(shape, generator=generator)
 
 
-@pytest.mark.parametrize("over", _OVER)
-@pytest.mark.parametrize("leading", [(), (2,), (2, 3), (2, 1, 3)])
-def test_values_on_every_device(leading: tuple[int, ...], over: tuple[int, int]) -> None:
-    left, right = _sides(leading, over)
-    expected = torch.einsum(
-        f"...{'ka' if over[0] == -2 else 'ak'},...{'kb' if over[1] == -2 else 'bk'}->...ab",
-        left,
-        right,
-    )
+def _check(left: Tensor, right: Tensor, equation: str, **options: Any) -> None:
+    """On every device, described only, and where gradients are wanted."""
+    expected = torch.einsum(equation, left, right)
     device = open_device()
     with torch.no_grad():
-        there = dot(left.to(device), right.to(device), over=over)
+        there = dot(left.to(device), right.to(device), **options)
         torch.testing.assert_close(there.cpu(), expected)
-        torch.testing.assert_close(dot(left, right, over=over), expected)
-        described = dot(left.to("meta"), right.to("meta"), over=over)
+        torch.testing.assert_close(dot(left, right, **options), expected)
+        described = dot(left.to("meta"), right.to("meta"), **options)
     assert (described.shape, described.dtype) == (expected.shape, expected.dtype)
-    torch.testing.assert_close(dot(left, right, over=over), expected)  # with gradients
+    leaf = left.clone().requires_grad_()
+    made = dot(leaf, right, **options)
+    torch.testing.assert_close(made, expected)
+    weights = torch.arange(made.numel()).view(made.shape).float()
+    (got,) = torch.autograd.grad((made * weights).sum(), leaf)
+    (wanted,) = torch.autograd.grad((torch.einsum(equation, leaf, right) * weights).sum(), leaf)
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(("left", "right", "equation"), _PLAIN)
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3), (2, 1, 3)])
+def test_one_dimension_summed(
+    leading: tuple[int, ...], left: int, right: int, equation: str
+) -> None:
+    shapes = ([*leading, 5, 5], [*leading, 5, 5])
+    shapes[0][-3 - left], shapes[1][-3 - right] = 3, 4
+    sides = _random(*map(tuple, shapes))
+    _check(*sides, equation, leading=len(leading), over=([left], [right]))
+
+
+@pytest.mark.parametrize(("left", "right", "over", "equation"), _GROUPED)
+def test_a_dimension_that_one_side_has_more(
+    left: tuple[int, ...],
+    right: tuple[int, ...],
+    over: tuple[list[int], list[int]],
+    equation: str,
+) -> None:
+    _check(*_random(left, right), equation, leading=2, over=over)
 
 
 def _program() -> str:
-    left, right = (one.to(open_device()) for one in _sides((2, 3), (-1, -1)))
+    left, right = (one.to(open_device()) for one in _random((2, 3, 4, 5, 6), (2, 3, 7, 6)))
     with torch.no_grad():
-        text: str = binding._get_xla_tensors_hlo([dot(left, right, over=(-1, -1))])
+        made = dot(left, right, leading=2, over=([-1], [-1]))
+    text: str = binding._get_xla_tensors_hlo([made])
     return text
 
 
@@ -60,7 +92,7 @@ def test_a_precision_that_somebody_has_set_is_kept() -> None:
     assert "operand_precision" not in _program()
 
 
-def test_leading_dimensions_stay_apart_in_the_program() -> None:
+def test_dimensions_stay_apart_in_the_program() -> None:
     text = _program()
     assert re.search(r"lhs_batch_dims=\{0,1\}", text), text
     assert "reshape" not in text

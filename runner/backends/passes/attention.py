@@ -4,11 +4,12 @@ Left to autograd, the sum over keys that the softmax's backward pass needs becom
 reduction inside both matrix products behind it. The sum of dO * O over a head's width is the
 same number, and a row is divided by its sum of exponentials once it is as short as a head is wide
 (Dao et al., "FlashAttention", 2022, appendix B). Scores and exponentials are float32, the latter
-are kept in the inputs' type, and heads that share keys and values stay together, as more queries,
-instead of having these copied. No tensor of scores is reshaped between a product and what is
-computed from it, so that XLA fuses them. Exact in float32 but for the order of sums and of the
-scaling; in bf16 less is rounded than in torch's own way, which scales both factors and rounds the
-scores. Where softmax is all but 1 at one key, the two sums no longer cancel to the last bit.
+are kept in the inputs' type, and heads that share keys and values stay together, as a dimension
+that these do not have, instead of having them copied. No tensor of scores is reshaped between a
+product and what is computed from it, so that XLA fuses them. Exact in float32 but for the order of
+sums and of the scaling; in bf16 less is rounded than in torch's own way, which scales both factors
+and rounds the scores. Where softmax is all but 1 at one key, the two sums no longer cancel to the
+last bit.
 """
 
 from __future__ import annotations
@@ -82,41 +83,31 @@ class Attention(Rewrite):
         if transformed() or not call.suits():
             return proceed(*args, **kwargs)
         self.count += 1
-        groups, (queries, width) = call.groups, call.query.shape[-2:]
+        width = call.query.shape[-1]
         how = _How(
             scale=1 / math.sqrt(width) if call.scale is None else call.scale,
             causal=call.is_causal,
-            queries=queries,
+            leading=call.key.dim() - 2,
             keep=_kept(call) if call.dropout_p > 0 else None,
         )
-        query, mask = _by_group(call.query, groups), call.attn_mask
-        if groups > 1 and mask is not None:
-            mask = _mask_by_group(mask, groups, queries)
+        query, mask = _by_group(call.query, call.groups), call.attn_mask
+        if mask is not None:
+            mask = _by_group(mask, call.groups)
         mixed: Tensor = _Mix.apply(query, call.key, call.value, mask, how)  # type: ignore[no-untyped-call]
-        return mixed.reshape(*call.query.shape[:-1], -1) if groups > 1 else mixed
+        return mixed.flatten(-4, -3) if call.groups > 1 else mixed
 
 
 def _by_group(tensor: Tensor, groups: int) -> Tensor:
-    """[..., heads, rows, n] as [..., heads of keys, groups * rows, n]."""
-    if groups == 1:
+    """[..., heads, rows, n] as [..., heads of keys, groups, rows, n]; a mask may have one head."""
+    if groups == 1 or tensor.dim() < 3:
         return tensor
     *leading, heads, rows, columns = tensor.shape
-    return tensor.reshape(*leading, heads // groups, groups * rows, columns)
-
-
-def _mask_by_group(mask: Tensor, groups: int, queries: int) -> Tensor:
-    """A mask that meets scores [..., heads of keys, groups * queries, keys]."""
-    while mask.dim() < 3:
-        mask = mask.unsqueeze(0)
-    heads, rows, keys = mask.shape[-3:]
-    if heads == rows == 1:
-        return mask
-    mask = mask.expand(*mask.shape[:-3], heads if heads > 1 else groups, queries, keys)
-    return _by_group(mask, groups)
+    shared = (1, 1) if heads == 1 else (heads // groups, groups)
+    return tensor.reshape(*leading, *shared, rows, columns)
 
 
 def _kept(call: Call) -> Tensor:
-    """What dropout multiplies probabilities by, [..., heads of keys, groups * queries, keys]."""
+    """What dropout multiplies probabilities by, [..., heads of keys, groups, queries, keys]."""
     query, key = call.query, call.key
     ones = query.new_ones((*query.shape[:-1], key.shape[-2]), dtype=_wide(query))
     return _by_group(torch.dropout(ones, call.dropout_p, True), call.groups)
@@ -133,13 +124,13 @@ class _How:
     Attributes:
         scale: Factor of the scores.
         causal: Whether a query sees no later keys.
-        queries: Rows of one head; those of the heads of a group lie one after another.
+        leading: Dimensions that queries and keys share; heads of a group come after these.
         keep: What dropout multiplies probabilities by, or None.
     """
 
     scale: float
     causal: bool
-    queries: int
+    leading: int
     keep: Tensor | None
 
     def shares(self, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -148,11 +139,11 @@ class _How:
         A row that sees no key is all 0, and its sum 1.
         """
         if query.dtype == _wide(query):
-            scores = dot(query, self.scaled(key), over=(-1, -1))
+            scores = self.met(query, self.scaled(key))
         else:
-            scores = dot(query, key, over=(-1, -1)).to(_wide(query)) * self.scale
+            scores = self.met(query, key).to(_wide(query)) * self.scale
         if self.causal:
-            scores = torch.where(self._earlier(scores), scores, _NOTHING)
+            scores = torch.where(_earlier(scores), scores, _NOTHING)
         elif mask is not None and mask.dtype == torch.bool:
             scores = torch.where(mask, scores, _NOTHING)
         elif mask is not None:
@@ -178,19 +169,30 @@ class _How:
         """Shares after dropout, or gradients of those before it."""
         return shares if self.keep is None else shares * self.keep
 
-    def _earlier(self, scores: Tensor) -> Tensor:
-        """Which keys a causal query sees: [rows, keys]."""
-        rows, keys = (
-            torch.arange(size, dtype=torch.int32, device=scores.device)
-            for size in scores.shape[-2:]
-        )
-        if len(rows) > self.queries:
-            rows = rows % self.queries
-        return rows.unsqueeze(1) >= keys
+    def met(self, rows: Tensor, keys: Tensor) -> Tensor:
+        """[..., rows, n] and [..., keys, n] as [..., rows, keys]."""
+        return dot(rows, keys, leading=self.leading, over=([-1], [-1]))
+
+    def taken(self, shares: Tensor, keys: Tensor) -> Tensor:
+        """[..., rows, keys] and [..., keys, n] as [..., rows, n]."""
+        return dot(shares, keys, leading=self.leading, over=([-1], [-2]))
+
+    def given(self, shares: Tensor, rows: Tensor) -> Tensor:
+        """[..., rows, keys] and [..., rows, n] as [..., keys, n], summed over a group's heads."""
+        over = range(self.leading - rows.dim(), -1)
+        return dot(shares, rows, leading=self.leading, over=(over, over))
+
+
+def _earlier(scores: Tensor) -> Tensor:
+    """Which keys a causal query sees: [queries, keys]."""
+    queries, keys = (
+        torch.arange(size, dtype=torch.int32, device=scores.device) for size in scores.shape[-2:]
+    )
+    return queries.unsqueeze(1) >= keys
 
 
 class _Mix(torch.autograd.Function):
-    """Attention over rows [..., groups * queries, width], keys and values [..., keys, width]."""
+    """Attention over rows [..., groups, queries, width], keys and values [..., keys, width]."""
 
     @staticmethod
     def forward(
@@ -198,7 +200,7 @@ class _Mix(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
             shares, total = how.shares(query, key, mask)
-            mixed = _mixed(how.kept(shares), total, value)
+            mixed = _mixed(how, shares, total, value)
         ctx.save_for_backward(query, key, value, mask, shares.to(query.dtype), total, mixed)
         ctx.how = how
         # The user may change what he gets in place.
@@ -213,9 +215,9 @@ class _Mix(torch.autograd.Function):
             return *_gradients(ctx, grad), None
 
 
-def _mixed(shares: Tensor, total: Tensor, value: Tensor) -> Tensor:
+def _mixed(how: _How, shares: Tensor, total: Tensor, value: Tensor) -> Tensor:
     """The values that each row takes, [..., rows, width]."""
-    made = dot(shares.to(value.dtype), value, over=(-1, -2))
+    made = how.taken(how.kept(shares).to(value.dtype), value)
     return (made.to(total.dtype) / total).to(value.dtype)
 
 
@@ -226,19 +228,19 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     wide = _wide(query)
     weight = 1 / total
     weighted = (grad.to(wide) * weight).to(grad.dtype)
-    to_value = dot(how.kept(shares).to(value.dtype), weighted, over=(-2, -2))
+    to_value = how.given(how.kept(shares).to(value.dtype), weighted)
     delta = (grad.to(wide) * mixed.to(wide)).sum(-1, keepdim=True)
     to_mask = None
     if query.dtype == wide and not ctx.needs_input_grad[3]:
-        to_shares = how.kept(dot(grad, how.scaled(value), over=(-1, -1)))
+        to_shares = how.kept(how.met(grad, how.scaled(value)))
         to_dots = shares * ((to_shares - how.scaled(delta)) * weight)
     else:
-        to_shares = how.kept(dot(grad, value, over=(-1, -1)).to(wide))
+        to_shares = how.kept(how.met(grad, value).to(wide))
         to_scores = shares.to(wide) * ((to_shares - delta) * weight)
         if ctx.needs_input_grad[3]:
             to_mask = to_scores.sum_to_size(mask.shape).to(mask.dtype)
         to_dots = how.scaled(to_scores).to(query.dtype)
-    to_query, to_key = dot(to_dots, key, over=(-1, -2)), dot(to_dots, query, over=(-2, -2))
+    to_query, to_key = how.taken(to_dots, key), how.given(to_dots, query)
     return [to_query, to_key, to_value, to_mask]
 
 
@@ -250,7 +252,7 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     query, key, value, mask = inputs
     how: _How = ctx.how
     shares, total = how.shares(query, key, mask)
-    mixed = _mixed(how.kept(shares), total, value)
+    mixed = _mixed(how, shares, total, value)
     wanted = [one for one, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(mixed, wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]
