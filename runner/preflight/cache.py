@@ -18,7 +18,7 @@ from runner.record.files import write_atomic
 from runner.record.preflight import PreflightReport, report_from_json
 
 #: Raised when the report says something else of the same program.
-_FORMAT = 5
+_FORMAT = 6
 #: Variables that carry flags to the compiler.
 _FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 

@@ -38,7 +38,7 @@ _FREE = {
     "tuple",
     "while",
 }
-_SLICES = ("dynamic-slice", "slice", "gather")
+_SLICES = ("dynamic-slice", "slice", "slice-start", "gather")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,13 +334,13 @@ def memory_bytes(module: Module) -> float:
 
 
 def _traffic(instruction: Instruction, computation: Computation, module: Module) -> int:
-    inner = module.inner(instruction)
-    if instruction.opcode in ("copy-start", *(f"{kind}-start" for kind in COLLECTIVES)):
-        results: tuple[Array, ...] = instruction.results[:1]
-    elif instruction.opcode.endswith("-done"):
+    inner, results = module.inner(instruction), instruction.results
+    if instruction.opcode.endswith("-done"):
         return 0
-    else:
-        results = instruction.results
+    if instruction.opcode in ("copy-start", *(f"{kind}-start" for kind in COLLECTIVES)):
+        results = results[:1]
+    elif instruction.opcode == "slice-start":
+        results = results[1:2]
     if inner is None:
         return _plain_traffic(instruction, computation, results)
     parameters = inner.parameters()
@@ -354,13 +354,17 @@ def _traffic(instruction: Instruction, computation: Computation, module: Module)
 def _plain_traffic(
     instruction: Instruction, computation: Computation, results: tuple[Array, ...]
 ) -> int:
-    written = _main(results)
-    if instruction.opcode in _SLICES:
-        return 2 * written
     operands = [computation.by_name[name].results for name in instruction.operands]
+    if instruction.opcode in _SLICES:
+        return _main(results) + _part(results, of=operands[0])
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * _main(operands[1])
-    return written + sum(_main(operand) for operand in operands)
+        return _main(operands[1]) + _part(operands[1], of=results)
+    return _main(results) + sum(_main(operand) for operand in operands)
+
+
+def _part(part: tuple[Array, ...], *, of: tuple[Array, ...]) -> int:
+    """Bytes of a part of what lies in main memory; 0 if it lies on the chip."""
+    return sum(array.bytes for array in part) if _main(of) else 0
 
 
 def _main(shape: tuple[Array, ...]) -> int:

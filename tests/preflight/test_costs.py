@@ -144,6 +144,26 @@ def test_traffic_counts_slices_as_slices_and_nothing_that_stays_on_the_chip() ->
     assert costs.memory_bytes(Module(TRAFFIC)) == sliced + negated + updated
 
 
+PREFETCHED = """\
+HloModule step, entry_computation_layout={()->f32[]}
+
+ENTRY %main (a: f32[12,1000], i: s32[]) -> f32[2,1000] {
+  %a = f32[12,1000]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %start = ((f32[12,1000]{1,0}), f32[3,1000]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:3]}
+  %done = f32[3,1000]{1,0:S(1)} slice-done(%start)
+  %near = f32[1,1000]{1,0:S(1)} slice(%done), slice={[0:1], [0:1000]}
+  %changed = f32[3,1000]{1,0:S(1)} dynamic-update-slice(%done, %near, %i, %i)
+  ROOT %far = f32[2,1000]{1,0} slice(%changed), slice={[0:2], [0:1000]}
+}
+"""
+
+
+def test_traffic_of_slices_is_what_leaves_or_reaches_main_memory() -> None:
+    row = 1000 * 4
+    assert costs.memory_bytes(Module(PREFETCHED)) == 3 * row + 2 * row
+
+
 def test_a_place_is_read_from_an_operations_name() -> None:
     assert costs.place_of("forward/layers.0.fc/addmm") == Place("forward", "layers.0.fc")
     assert costs.place_of("optimizer/add") == Place("optimizer", "")
