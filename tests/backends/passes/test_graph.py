@@ -274,8 +274,17 @@ def _stream(x: Tensor) -> list[Tensor]:
     return _products(total, total.to(BF16))
 
 
-def test_a_sum_that_products_read_in_bf16_is_rounded_before_them() -> None:
-    graph = _graph(_stream, F32)
+def _scaled(x: Tensor) -> list[Tensor]:
+    """The gradient of a layer that is scaled before it is added to a stream, and its bias'."""
+    scaled = (x * 1.1).to(BF16)
+    return [*_products(scaled, scaled)[:2], scaled.view(2, 12).view(4, 6).sum(0)]
+
+
+@pytest.mark.parametrize("function", [_stream, _scaled])
+def test_what_products_read_in_bf16_is_rounded_before_them(
+    function: Callable[[Tensor], Sequence[Tensor]],
+) -> None:
+    graph = _graph(function, F32)
     value = torch.randn(4, 6).to(open_device())
     expected = to_host(_all(graph, value))
     assert keep_operands(graph.graph) == 1
@@ -294,8 +303,10 @@ def test_a_sum_that_products_read_in_bf16_is_rounded_before_them() -> None:
         lambda x: _products(x, (x + x.cos()).to(BF16)),
         lambda x: _products(x + x.cos(), (x + x.cos()).to(BF16))[::2],
         lambda x: _products(x, x.bfloat16() + x.bfloat16()),
+        lambda x: _scaled(x)[:2],
+        lambda x: _scaled(x)[1:],
     ],
-    ids=["an input", "no sum", "read in bf16 alone", "one product", "in bf16"],
+    ids=["input", "no sum", "bf16 alone", "one product", "in bf16", "no bias", "one beside a bias"],
 )
 def test_other_operands_are_left_to_the_compiler(
     function: Callable[[Tensor], Sequence[Tensor]],
