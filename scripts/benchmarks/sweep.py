@@ -28,7 +28,7 @@ JOBS = ("optim.lr=0.02,0.05,0.1,0.2", "seed=0,1,2")
 IDLE = """\
 import resource, sys
 import runner.batch.child as child
-child.WORKER = "noop_worker"
+child.WORKER = "contest.noop_worker"
 from runner.__main__ import main
 code = main()
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
@@ -140,7 +140,7 @@ def _idle_batch(jobs: int, isolation: str) -> list[str]:
 def _processes_s(jobs: int) -> float:
     """Seconds that the processes of the jobs take, one after another."""
     request = json.dumps({"config": {"steps": 1}}).encode()
-    argv = [sys.executable, "-m", "noop_worker", "1", "0"]
+    argv = [sys.executable, "-m", "contest.noop_worker", "1", "0"]
     environment, start = _environment(), time.monotonic()
     for _ in range(jobs):
         subprocess.run(argv, input=request, env=environment, stdout=subprocess.DEVNULL, check=True)
