@@ -25,7 +25,8 @@ _GROUPED = [
     ((2, 3, 4, 5, 6), (2, 3, 7, 6), ([-1], [-1]), "xygak,xybk->xygab"),
     ((2, 3, 4, 5, 6), (2, 3, 6, 7), ([-1], [-2]), "xygak,xykb->xygab"),
     ((2, 3, 4, 5, 6), (2, 3, 4, 5, 7), ([-3, -2], [-3, -2]), "xygka,xygkb->xyab"),
-    ((2, 3, 4, 5, 6), (2, 3, 4, 5, 7), ([-2, -3], [-2, -3]), "xygka,xygkb->xyab"),
+    ((2, 3, 4, 5, 6), (2, 3, 5, 4, 7), ([-3, -2], [-2, -3]), "xygka,xykgb->xyab"),
+    ((2, 3, 7, 6), (2, 3, 4, 5, 6), ([-1], [-1]), "xybk,xygak->xybga"),
 ]
 
 
@@ -45,12 +46,12 @@ def _check(left: Tensor, right: Tensor, equation: str, **options: Any) -> None:
         torch.testing.assert_close(dot(left, right, **options), expected)
         described = dot(left.to("meta"), right.to("meta"), **options)
     assert (described.shape, described.dtype) == (expected.shape, expected.dtype)
-    leaf = left.clone().requires_grad_()
-    made = dot(leaf, right, **options)
+    leaves = [side.clone().requires_grad_() for side in (left, right)]
+    made = dot(*leaves, **options)
     torch.testing.assert_close(made, expected)
-    weights = torch.arange(made.numel()).view(made.shape).float()
-    (got,) = torch.autograd.grad((made * weights).sum(), leaf)
-    (wanted,) = torch.autograd.grad((torch.einsum(equation, leaf, right) * weights).sum(), leaf)
+    weights = torch.linspace(-1, 2, made.numel()).view(made.shape)
+    got = torch.autograd.grad((made * weights).sum(), leaves)
+    wanted = torch.autograd.grad((torch.einsum(equation, *leaves) * weights).sum(), leaves)
     torch.testing.assert_close(got, wanted)
 
 
@@ -66,7 +67,7 @@ def test_one_dimension_summed(
 
 
 @pytest.mark.parametrize(("left", "right", "over", "equation"), _GROUPED)
-def test_a_dimension_that_one_side_has_more(
+def test_several_dimensions_stay_or_are_summed(
     left: tuple[int, ...],
     right: tuple[int, ...],
     over: tuple[list[int], list[int]],

@@ -51,7 +51,7 @@ class Call:
         return dataclasses.replace(self, query=query, key=key, value=value)
 
     def suits(self) -> bool:
-        """Whether it is a plain case: same leading sizes, whole groups of heads, some keys."""
+        """Whether it is a plain case: same leading sizes, whole groups of heads, not empty."""
         query, key, value, mask = self.query, self.key, self.value, self.attn_mask
         if not query.dtype == key.dtype == value.dtype or query.dim() < 3:
             return False
@@ -59,7 +59,9 @@ class Call:
             return False
         if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1]:
             return False
-        if key.shape[-2] == 0:
+        if 0 in (*query.shape, *key.shape, *value.shape):
+            return False
+        if mask is not None and not _fits(mask, (*query.shape[:-1], key.shape[-2])):
             return False
         if not self.enable_gqa:
             return query.shape[:-2] == key.shape[:-2]
@@ -70,6 +72,12 @@ class Call:
     def groups(self) -> int:
         """Query heads for each head of keys and values."""
         return self.query.shape[-3] // self.key.shape[-3] if self.enable_gqa else 1
+
+
+def _fits(mask: Tensor, scores: tuple[int, ...]) -> bool:
+    """Whether a mask broadcasts to the scores' sizes without making these more."""
+    pairs = zip(reversed(mask.shape), reversed(scores), strict=False)
+    return mask.dim() <= len(scores) and all(size in (1, whole) for size, whole in pairs)
 
 
 class Attention(Rewrite):
@@ -107,7 +115,7 @@ def _by_group(tensor: Tensor, groups: int) -> Tensor:
 
 
 def _kept(call: Call) -> Tensor:
-    """What dropout multiplies probabilities by, [..., heads of keys, groups, queries, keys]."""
+    """What dropout multiplies probabilities by, of the scores' shape."""
     query, key = call.query, call.key
     ones = query.new_ones((*query.shape[:-1], key.shape[-2]), dtype=_wide(query))
     return _by_group(torch.dropout(ones, call.dropout_p, True), call.groups)
@@ -192,7 +200,10 @@ def _earlier(scores: Tensor) -> Tensor:
 
 
 class _Mix(torch.autograd.Function):
-    """Attention over rows [..., groups, queries, width], keys and values [..., keys, width]."""
+    """Attention over queries [..., queries, width], keys and values [..., keys, width].
+
+    Of heads that share keys, queries are [..., groups, queries, width].
+    """
 
     @staticmethod
     def forward(

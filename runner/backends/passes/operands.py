@@ -49,9 +49,15 @@ def _is_rounded_often(node: fx.Node) -> bool:
     source = source_of(node)
     if source is None or dtype_of(source) != torch.float32:
         return False
-    if source.target is _aten.mul.Tensor:
+    if source.target is _aten.mul.Tensor and _is_scaled(source):
         return any(reader.target is _SUM for reader in _readers(node))
     return source.target is _aten.add.Tensor and len(source.users) > 1
+
+
+def _is_scaled(product: fx.Node) -> bool:
+    """Whether one factor is smaller than the product."""
+    sizes = [one.meta["val"].numel() for one in product.all_input_nodes]
+    return min(sizes) < product.meta["val"].numel()
 
 
 def products(node: fx.Node) -> int:

@@ -204,6 +204,18 @@ def test_masks_that_are_no_plain_tensor_are_torchs_own_affair() -> None:
     assert passes.made == {}
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, BATCH, HEADS, 1, LENGTH), (HEADS // 2, LENGTH, LENGTH), (LENGTH, LENGTH - 1)]
+)
+def test_masks_that_do_not_fit_are_torchs_own_affair(shape: tuple[int, ...]) -> None:
+    passes, shared = Passes(PassesConfig()), _heads(HEADS // 2)
+    with passes.rewriting(), pytest.raises(RuntimeError):
+        F.scaled_dot_product_attention(
+            _heads(), shared, shared, attn_mask=torch.zeros(shape), enable_gqa=True
+        )
+    assert passes.made == {}
+
+
 def test_without_keys_there_is_nothing_to_see() -> None:
     passes, query = Passes(PassesConfig()), _heads()
     with passes.rewriting():

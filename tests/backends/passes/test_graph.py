@@ -276,7 +276,7 @@ def _stream(x: Tensor) -> list[Tensor]:
 
 def _scaled(x: Tensor) -> list[Tensor]:
     """The gradient of a layer that is scaled before it is added to a stream, and its bias'."""
-    scaled = (x * 1.1).to(BF16)
+    scaled = (x * x[:1].cos()).to(BF16)
     return [*_products(scaled, scaled)[:2], scaled.view(2, 12).view(4, 6).sum(0)]
 
 
@@ -305,8 +305,18 @@ def test_what_products_read_in_bf16_is_rounded_before_them(
         lambda x: _products(x, x.bfloat16() + x.bfloat16()),
         lambda x: _scaled(x)[:2],
         lambda x: _scaled(x)[1:],
+        lambda x: [*_products(y := (x * x.cos()).to(BF16), y)[:2], y.sum(0)],
     ],
-    ids=["input", "no sum", "bf16 alone", "one product", "in bf16", "no bias", "one beside a bias"],
+    ids=[
+        "an input",
+        "no sum",
+        "read in bf16 alone",
+        "one product",
+        "in bf16",
+        "scaled, no bias",
+        "scaled, one product",
+        "no scale",
+    ],
 )
 def test_other_operands_are_left_to_the_compiler(
     function: Callable[[Tensor], Sequence[Tensor]],
