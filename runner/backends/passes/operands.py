@@ -56,8 +56,8 @@ def _is_rounded_often(node: fx.Node) -> bool:
 
 def _is_scaled(product: fx.Node) -> bool:
     """Whether one factor is smaller than the product."""
-    sizes = [one.meta["val"].numel() for one in product.all_input_nodes]
-    return min(sizes) < product.meta["val"].numel()
+    whole = product.meta["val"].numel()
+    return any(one.meta["val"].numel() < whole for one in product.all_input_nodes)
 
 
 def products(node: fx.Node) -> int:
