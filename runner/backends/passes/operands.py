@@ -55,9 +55,10 @@ def _is_rounded_often(node: fx.Node) -> bool:
 
 
 def _is_scaled(product: fx.Node) -> bool:
-    """Whether one factor is smaller than the product."""
-    whole = product.meta["val"].numel()
-    return any(one.meta["val"].numel() < whole for one in product.all_input_nodes)
+    """Whether one factor is smaller than the product, or an input, whose size no node tells."""
+    whole = product.meta["val"].shape
+    factors = product.all_input_nodes
+    return any(dtype_of(one) is None or one.meta["val"].shape != whole for one in factors)
 
 
 def products(node: fx.Node) -> int:

@@ -276,7 +276,7 @@ def _stream(x: Tensor) -> list[Tensor]:
 
 def _scaled(x: Tensor) -> list[Tensor]:
     """The gradient of a layer that is scaled before it is added to a stream, and its bias'."""
-    scaled = (x * x[:1].cos()).to(BF16)
+    scaled = (x.sin() * x[:1].cos()).to(BF16)
     return [*_products(scaled, scaled)[:2], scaled.view(2, 12).view(4, 6).sum(0)]
 
 
@@ -305,7 +305,7 @@ def test_what_products_read_in_bf16_is_rounded_before_them(
         lambda x: _products(x, x.bfloat16() + x.bfloat16()),
         lambda x: _scaled(x)[:2],
         lambda x: _scaled(x)[1:],
-        lambda x: [*_products(y := (x * x.cos()).to(BF16), y)[:2], y.sum(0)],
+        lambda x: [*_products(y := (x.sin() * x.cos()).to(BF16), y)[:2], y.sum(0)],
     ],
     ids=[
         "an input",
@@ -322,3 +322,14 @@ def test_other_operands_are_left_to_the_compiler(
     function: Callable[[Tensor], Sequence[Tensor]],
 ) -> None:
     assert keep_operands(_graph(function, F32).graph) == 0
+
+
+def test_an_input_that_tells_no_size_may_be_a_scale() -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        scaled = (x.sin() * x).to(BF16)
+        return [*_products(scaled, scaled)[:2], scaled.sum(0)]
+
+    graph = _graph(step, F32)
+    for node in graph.graph.find_nodes(op="placeholder"):
+        node.meta.pop("val", None)
+    assert keep_operands(graph.graph) == 1
