@@ -1,21 +1,23 @@
-"""What several matrix products read in bf16 of a float32 sum is rounded before them, once.
+"""What several matrix products read is computed before them, once, where XLA would do it in each.
 
-A residual stream in float32 has a gradient in float32, a sum, which is added to further and read in
-bf16 by the products for the gradients of inputs and weights. Where a layer scales what it adds to
-the stream, they read the gradient times the scale, and so does the sum for a bias' gradient. XLA's
-TPU compiler takes the rounding into each of them when left to itself, and all that comes before it,
-which by its own estimate costs more. Exact.
+XLA's TPU compiler takes what comes before a product into it, unless that can end the product before
+that; by its own estimate this may cost more. A residual stream in float32 has a gradient in
+float32, a sum, which is added to further and read in bf16 by the products for the gradients of
+inputs and weights. Where a layer scales what it adds to the stream, they read the gradient times
+the scale, and so does the sum for a bias' gradient. And behind a product of two activations, such
+as a gated feed-forward layer has, one product gives the gradient of which those of both factors are
+made. Exact.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 
 import torch
 from torch import fx
 
-from runner.backends.passes.casts import LOW, dtype_of, source_of
+from runner.backends.passes.casts import CAST, LOW, dtype_of, source_of
 from runner.xla.barrier import BARRIER
 
 _aten = torch.ops.aten
@@ -29,20 +31,68 @@ VIEWS = (
     _aten.transpose.int,
     _aten.view.default,
 )
+_MOVES = (*VIEWS, CAST, _aten.clone.default)
 
 
 def keep_operands(graph: fx.Graph) -> int:
-    """Keeps XLA from rounding such a sum, or scaled gradient, in each of the products.
+    """Keeps XLA from computing such an operand in each of the products.
+
+    Args:
+        graph: Its first output is the loss, where it has a backward pass.
 
     Returns:
-        How many are rounded once.
+        How many are computed once.
     """
+    forward = _needed(graph.output_node().all_input_nodes[:1])
     count = 0
     for node in list(graph.nodes):
-        if dtype_of(node) in LOW and _is_rounded_often(node) and products(node) > 1:
+        if dtype_of(node) not in LOW or products(node) < 2:
+            continue
+        if _is_rounded_often(node) or (node not in forward and _shares_a_product(node, forward)):
             keep(graph, node)
             count += 1
     return count
+
+
+def _needed(outputs: Sequence[fx.Node]) -> set[fx.Node]:
+    """All that some nodes are computed from, and these."""
+    found, left = set(outputs), list(outputs)
+    while left:
+        new = [one for one in left.pop().all_input_nodes if one not in found]
+        found.update(new)
+        left += new
+    return found
+
+
+def _shares_a_product(node: fx.Node, forward: Container[fx.Node]) -> bool:
+    """Whether it is computed element by element from a gradient by a product that others read."""
+    loop, edge = {node}, node.all_input_nodes if _is_elementwise(_made_by(node)) else []
+    while inner := [one for one in edge if _is_elementwise(one) and loop.issuperset(one.users)]:
+        loop.update(inner)
+        edge = [one for one in edge if one not in loop]
+        edge += [before for one in inner for before in one.all_input_nodes]
+    return any(
+        _made_by(one).target in _PRODUCTS and _same_size(one, node)
+        for one in edge
+        if one not in forward and not loop.issuperset(one.users)
+    )
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return bool(torch.Tag.pointwise in tags or node.target in _MOVES)
+
+
+def _made_by(node: fx.Node) -> fx.Node:
+    """What made a node's numbers, before their shape, type or place changed."""
+    while node.target in _MOVES:
+        (node,) = node.all_input_nodes
+    return node
+
+
+def _same_size(one: fx.Node, other: fx.Node) -> bool:
+    sizes = [node.meta["val"].numel() for node in (one, other)]
+    return sizes[0] == sizes[1]
 
 
 def _is_rounded_often(node: fx.Node) -> bool:
