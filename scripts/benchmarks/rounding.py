@@ -4,6 +4,10 @@ Small models of the kinds that `scripts/bench tpu_program` compiles, on XLA's CP
 the distance of all gradients from those of the same weights and batch in float64, relative to
 their norm, over several random problems: its root mean square with passes off, and for the rest
 the ratio to that, with the standard error of the mean by problem.
+
+Everything is rounded where the program says so. By default XLA's CPU compiler does not round what a
+bf16 operation gives before a float32 one reads it, though it does where a cast says so; a TPU keeps
+such tensors in memory in bf16. `--excess` measures that way, too.
 """
 
 from __future__ import annotations
@@ -56,7 +60,13 @@ def main() -> int:
         parser.add_argument(
             f"--{option}", type=some(choices), default=list(choices), help=", ".join(choices)
         )
+    parser.add_argument(
+        "--excess", action="store_true", help="leave roundings to XLA's CPU compiler, as it is set"
+    )
     asked = parser.parse_args()
+    if not asked.excess:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_allow_excess_precision=false".strip()
     variants = ["off", *(name for name in asked.variants if name != "off")]
     open_device()
     rows = {}

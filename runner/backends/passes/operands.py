@@ -1,12 +1,11 @@
-"""What several matrix products read is computed before them, once, where XLA would do it in each.
+"""What several matrix products read is computed before them, once.
 
-XLA's TPU compiler takes what comes before a product into it, unless that can end the product before
-that; by its own estimate this may cost more. A residual stream in float32 has a gradient in
-float32, a sum, which is added to further and read in bf16 by the products for the gradients of
-inputs and weights. Where a layer scales what it adds to the stream, they read the gradient times
-the scale, and so does the sum for a bias' gradient. And behind a product of two activations, such
-as a gated feed-forward layer has, one product gives the gradient of which those of both factors are
-made. Exact.
+Left to itself XLA's TPU compiler computes it in each of them, which by its own estimate costs more.
+Such are, under bf16: a residual stream's gradient in float32, a sum, which is added to further and
+read in bf16 by the products for the gradients of inputs and weights; where a layer scales what it
+adds to the stream, that gradient times the scale, which the sum for a bias' gradient reads, too;
+and behind a product of two activations, as in a gated feed-forward layer, the gradients of both,
+which are made of one. Exact.
 """
 
 from __future__ import annotations
@@ -65,7 +64,11 @@ def _needed(outputs: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _shares_a_product(node: fx.Node, forward: Container[fx.Node]) -> bool:
-    """Whether it is computed element by element from a gradient by a product that others read."""
+    """Whether it is made element by element of a gradient that others are made of, too.
+
+    Of a gradient that a product gives. What is made of it alone XLA computes where it ends the
+    product, and once.
+    """
     loop, edge = {node}, node.all_input_nodes if _is_elementwise(_made_by(node)) else []
     while inner := [one for one in edge if _is_elementwise(one) and loop.issuperset(one.users)]:
         loop.update(inner)
@@ -80,7 +83,7 @@ def _shares_a_product(node: fx.Node, forward: Container[fx.Node]) -> bool:
 
 def _is_elementwise(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
-    return bool(torch.Tag.pointwise in tags or node.target in _MOVES)
+    return torch.Tag.pointwise in tags or node.target in _MOVES
 
 
 def _made_by(node: fx.Node) -> fx.Node:
@@ -91,8 +94,7 @@ def _made_by(node: fx.Node) -> fx.Node:
 
 
 def _same_size(one: fx.Node, other: fx.Node) -> bool:
-    sizes = [node.meta["val"].numel() for node in (one, other)]
-    return sizes[0] == sizes[1]
+    return bool(one.meta["val"].numel() == other.meta["val"].numel())
 
 
 def _is_rounded_often(node: fx.Node) -> bool:

@@ -295,6 +295,55 @@ def test_what_products_read_in_bf16_is_rounded_before_them(
     assert list(cast.users) == [barrier]
 
 
+def _gated(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return ((x @ gate).sin() * (x @ up)) @ down
+
+
+def _plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """No two gradients are made of one."""
+    return ((x @ gate).sin() @ up).exp() @ down
+
+
+def _layer(
+    layer: Callable[..., Tensor], sizes: Sequence[tuple[int, int]], *, of: int
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """A layer's loss and its gradients by the last of the inputs, and such inputs."""
+
+    def step(*flat: Tensor) -> list[Tensor]:
+        inputs = [one.detach().requires_grad_() for one in flat]
+        loss = layer(*inputs).square().sum()
+        return [loss, *torch.autograd.grad(loss, inputs[-of:])]
+
+    values = [torch.randn(size, dtype=BF16) for size in sizes]
+    return trace_step(step, [torch.empty_like(value) for value in values]), values
+
+
+def test_gradients_of_two_factors_are_made_before_the_products_that_read_them() -> None:
+    graph, values = _layer(_gated, [(4, 6), (6, 8), (6, 8), (8, 6)], of=4)
+    placed = [value.to(open_device()) for value in values]
+    expected = to_host(graph(*placed))
+    assert keep_operands(graph.graph) == 2
+    graph.recompile()
+    for found, one in zip(to_host(graph(*placed)), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=0, atol=0)
+    held = [node.all_input_nodes[0] for node in graph.graph.nodes if node.target is BARRIER]
+    assert [node.meta["val"].shape for node in held] == [(4, 8), (4, 8)]
+    output = graph.graph.output_node()
+    output.args = (output.all_input_nodes[:1],)
+    graph.graph.eliminate_dead_code()
+    assert BARRIER not in [node.target for node in graph.graph.nodes], "the loss needs none"
+
+
+@pytest.mark.parametrize(
+    ("layer", "up", "of"), [(_gated, (6, 8), 3), (_plain, (8, 8), 4)], ids=["one reader", "plain"]
+)
+def test_gradients_that_xla_computes_once_are_left_to_it(
+    layer: Callable[..., Tensor], up: tuple[int, int], of: int
+) -> None:
+    graph, _ = _layer(layer, [(4, 6), (6, 8), up, (8, 6)], of=of)
+    assert keep_operands(graph.graph) == 0
+
+
 @pytest.mark.parametrize(
     "function",
     [
