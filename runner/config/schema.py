@@ -83,7 +83,7 @@ class PassesConfig:
         inputs: Convolutions read a float32 batch as it is, without a copy of it in bf16.
         multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
         norms: Of bf16 inputs: statistics in float32, the output in bf16.
-        operands: Some gradients that several products read are computed before them, once.
+        operands: Of what several products read in bf16, some is computed before them, once.
         parameters: Parameters are added to, or multiply, activations in bf16: gradients err more.
         parts: Gradients of a tensor's parts are stacked, not padded and added.
         roundings: Activations, and sums of what was just made in float32, are rounded once.

@@ -7,7 +7,7 @@ the ratio to that, with the standard error of the mean by problem.
 
 Everything is rounded where the program says so. By default XLA's CPU compiler does not round what a
 bf16 operation gives before a float32 one reads it, though it does where a cast says so; a TPU keeps
-such tensors in memory in bf16. `--excess` measures that way, too.
+such tensors in memory in bf16. `--excess` leaves the compiler its default.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> int:
             f"--{option}", type=some(choices), default=list(choices), help=", ".join(choices)
         )
     parser.add_argument(
-        "--excess", action="store_true", help="leave roundings to XLA's CPU compiler, as it is set"
+        "--excess", action="store_true", help="let XLA's CPU compiler leave out roundings"
     )
     asked = parser.parse_args()
     if not asked.excess:

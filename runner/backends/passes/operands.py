@@ -1,17 +1,25 @@
 """What several matrix products read is computed before them, once.
 
-Left to itself XLA's TPU compiler computes it in each of them, which by its own estimate costs more.
-Such are, under bf16: a residual stream's gradient in float32, a sum, which is added to further and
-read in bf16 by the products for the gradients of inputs and weights; where a layer scales what it
-adds to the stream, that gradient times the scale, which the sum for a bias' gradient reads, too;
-and behind a product of two activations, as in a gated feed-forward layer, the gradients of both,
-which are made of one. Exact.
+Left to itself XLA's TPU compiler computes it in each of the products, which by its own estimate
+costs more. Under autocast there are three such cases:
+
+- A sum in float32 that is added to further, such as the gradient of a residual stream, and that
+  products read in bf16.
+- Where a layer scales what it adds to the stream, the stream's gradient times the scale, which a
+  bias' gradient reads, too.
+- Gradients that are made, element by element, from one that a product gives, where several are:
+  those of a gated feed-forward layer's two factors. Not in graphs that compute layers again or
+  accumulate gradients, whose forward and backward passes cannot be told apart, nor in loops over
+  layers.
+
+Values do not change.
 """
 
 from __future__ import annotations
 
+import collections
 import operator
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 
 import torch
 from torch import fx
@@ -37,14 +45,14 @@ def keep_operands(graph: fx.Graph) -> int:
     """Keeps XLA from computing such an operand in each of the products.
 
     Args:
-        graph: Its first output is the loss, where it has a backward pass.
+        graph: Of a training step, its first output the loss; or of a part of one.
 
     Returns:
         How many are computed once.
     """
-    forward = _needed(graph.output_node().all_input_nodes[:1])
-    count = 0
-    for node in list(graph.nodes):
+    count, nodes = 0, list(graph.nodes)
+    forward = set(nodes) if _has_several_passes(graph) else _needed(graph)
+    for node in nodes:
         if dtype_of(node) not in LOW or products(node) < 2:
             continue
         if _is_rounded_often(node) or (node not in forward and _shares_a_product(node, forward)):
@@ -53,9 +61,16 @@ def keep_operands(graph: fx.Graph) -> int:
     return count
 
 
-def _needed(outputs: Sequence[fx.Node]) -> set[fx.Node]:
-    """All that some nodes are computed from, and these."""
-    found, left = set(outputs), list(outputs)
+def _has_several_passes(graph: fx.Graph) -> bool:
+    """Whether barriers hold back layers that are computed again, or a further micro-batch."""
+    barriers = graph.find_nodes(op="call_function", target=BARRIER)
+    return any(len(barrier.all_input_nodes) > 1 for barrier in barriers)
+
+
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """The first output, and everything that it is computed from."""
+    left = graph.output_node().all_input_nodes[:1]
+    found = set(left)
     while left:
         new = [one for one in left.pop().all_input_nodes if one not in found]
         found.update(new)
@@ -64,21 +79,21 @@ def _needed(outputs: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _shares_a_product(node: fx.Node, forward: Container[fx.Node]) -> bool:
-    """Whether it is made element by element of a gradient that others are made of, too.
+    """Whether it is made element by element from a product's result that others are made from, too.
 
-    Of a gradient that a product gives. What is made of it alone XLA computes where it ends the
-    product, and once.
+    If nothing else reads that result, XLA computes the node at the end of the product, and once.
     """
-    loop, edge = {node}, node.all_input_nodes if _is_elementwise(_made_by(node)) else []
-    while inner := [one for one in edge if _is_elementwise(one) and loop.issuperset(one.users)]:
-        loop.update(inner)
-        edge = [one for one in edge if one not in loop]
-        edge += [before for one in inner for before in one.all_input_nodes]
-    return any(
-        _made_by(one).target in _PRODUCTS and _same_size(one, node)
-        for one in edge
-        if one not in forward and not loop.issuperset(one.users)
-    )
+    if not _is_elementwise(_made_by(node)):
+        return False
+    left = [node]
+    reads: collections.Counter[fx.Node] = collections.Counter()
+    while left:
+        for one in left.pop().all_input_nodes:
+            reads[one] += 1
+            if reads[one] == len(one.users) and _is_elementwise(one):
+                left.append(one)
+    others = (one for one in reads if one not in forward and reads[one] < len(one.users))
+    return any(_made_by(one).target in _PRODUCTS and _same_size(one, node) for one in others)
 
 
 def _is_elementwise(node: fx.Node) -> bool:
@@ -87,13 +102,14 @@ def _is_elementwise(node: fx.Node) -> bool:
 
 
 def _made_by(node: fx.Node) -> fx.Node:
-    """What made a node's numbers, before their shape, type or place changed."""
+    """The operation behind a node, past casts, copies and other shapes."""
     while node.target in _MOVES:
         (node,) = node.all_input_nodes
     return node
 
 
 def _same_size(one: fx.Node, other: fx.Node) -> bool:
+    """Whether one is not broadcast to become the other."""
     return bool(one.meta["val"].numel() == other.meta["val"].numel())
 
 

@@ -334,8 +334,18 @@ def test_gradients_of_two_factors_are_made_before_the_products_that_read_them() 
     assert BARRIER not in [node.target for node in graph.graph.nodes], "the loss needs none"
 
 
+def _fan(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """So many ways lead through it that nobody can go them all."""
+    hidden = x @ gate @ up
+    for _ in range(40):
+        hidden = hidden + 0.1 * hidden.sin()
+    return hidden @ down
+
+
 @pytest.mark.parametrize(
-    ("layer", "up", "of"), [(_gated, (6, 8), 3), (_plain, (8, 8), 4)], ids=["one reader", "plain"]
+    ("layer", "up", "of"),
+    [(_gated, (6, 8), 3), (_plain, (8, 8), 4), (_fan, (8, 8), 4)],
+    ids=["one reader", "plain", "many ways"],
 )
 def test_gradients_that_xla_computes_once_are_left_to_it(
     layer: Callable[..., Tensor], up: tuple[int, int], of: int
@@ -371,6 +381,14 @@ def test_other_operands_are_left_to_the_compiler(
     function: Callable[[Tensor], Sequence[Tensor]],
 ) -> None:
     assert keep_operands(_graph(function, F32).graph) == 0
+
+
+def test_a_pass_that_is_computed_again_is_no_backward_pass() -> None:
+    graph, _ = _layer(_gated, [(4, 6), (6, 8), (6, 8), (8, 6)], of=4)
+    with graph.graph.inserting_before(graph.graph.output_node()):
+        held = list(graph.graph.find_nodes(op="placeholder"))[:2]
+        graph.graph.call_function(BARRIER, (held,))
+    assert keep_operands(graph.graph) == 0
 
 
 def test_an_input_that_tells_no_size_may_be_a_scale() -> None:
