@@ -6,8 +6,8 @@ their norm, over several random problems: its root mean square with passes off, 
 the ratio to that, with the standard error of the mean by problem.
 
 Everything is rounded where the program says so. By default XLA's CPU compiler does not round what a
-bf16 operation gives before a float32 one reads it, though it does where a cast says so; a TPU keeps
-such tensors in memory in bf16. `--excess` leaves the compiler its default.
+bf16 operation gives before a float32 one reads it, though it does where a cast says so; in the TPU
+compiler's programs such tensors lie in memory in bf16. `--excess` leaves the compiler its default.
 """
 
 from __future__ import annotations
