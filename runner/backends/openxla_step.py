@@ -8,6 +8,7 @@ program; what the host does for it is to line up the arguments.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from runner.backends.base import Backend, Batch, Metrics, Recipe
 from runner.backends.compiles import CompileLog
 from runner.backends.inplace import check_names, check_shape
+from runner.backends.passes.pipeline import for_cpu
 from runner.backends.placement import open_placement, partitions_of
 from runner.backends.sharding import ONE_DEVICE, Partition, Sharding
 from runner.backends.snapshot import Snapshot
@@ -32,7 +34,6 @@ from runner.backends.step.placed import PlacedBatch
 from runner.backends.step.splice import trace_whole
 from runner.backends.step.stacks import apart, partitions, pieces_apart, together
 from runner.backends.step.trace import fake_inputs, trace_step
-from runner.record.errors import DeviceError
 from runner.xla import counters, device
 from runner.xla.pin import pinned_by
 from runner.xla.program import Program
@@ -70,11 +71,8 @@ class OpenXlaStep(Backend):
         super().__init__(self._labels.on(recipe), log=log, steps_per_call=steps_per_call)
         self._placement = open_placement(sharding)
         self.device = self._placement.device
-        if recipe.passes.flash_attention and device.is_cpu():
-            raise DeviceError(
-                "backend.passes.flash_attention must be false on the CPU, which hardware=auto "
-                "found: its kernels run on TPUs only; got true"
-            )
+        if device.is_cpu():
+            self.recipe = dataclasses.replace(self.recipe, passes=for_cpu(recipe.passes))
         recipe.model.train()
         self._function = StepFunction(
             self.recipe,

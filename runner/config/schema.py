@@ -80,7 +80,7 @@ class PassesConfig:
         embeddings: Rows of embeddings, and so a residual stream, in bf16: gradients err more.
         flash_attention: By a TPU's flash kernels, which round elsewhere; off by default.
         indices: Rows of embeddings are looked up by int32.
-        inputs: Convolutions read a float32 batch as it is, without a copy of it in bf16.
+        inputs: On TPUs convolutions read a float32 batch as it is, without a copy in bf16.
         multihead: Self-attention of `nn.MultiheadAttention` keeps the batch first.
         norms: Of bf16 inputs: statistics in float32, the output in bf16.
         operands: Of what several products read in bf16, some is computed before them, once.

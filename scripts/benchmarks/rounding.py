@@ -43,7 +43,6 @@ VARIANTS = {
     "embeddings=true": PassesConfig(embeddings=True),
     "parameters=true": PassesConfig(parameters=True),
     "roundings=false": PassesConfig(roundings=False),
-    "inputs=false": PassesConfig(inputs=False),
     "norms=false": PassesConfig(norms=False),
 }
 MODELS = ("gpt", "vit", "resnet18")

@@ -26,6 +26,7 @@ from runner.backends.passes.rewrite import Held, Rewrite
 from runner.backends.passes.roundings import round_once
 from runner.backends.passes.sums import widen_sums
 from runner.config.schema import PassesConfig
+from runner.record.errors import DeviceError
 
 #: Passes at trace time, by the name of their switch.
 REWRITES: Mapping[str, type[Rewrite]] = {
@@ -48,6 +49,20 @@ GRAPH_PASSES: Mapping[str, Callable[[fx.Graph], int]] = {
     "casts": shorten_casts,
     "operands": keep_operands,
 }
+
+
+def for_cpu(switches: PassesConfig) -> PassesConfig:
+    """Those that say something on the CPU: `inputs` rests on how a TPU multiplies float32.
+
+    Raises:
+        DeviceError: One was asked for that the CPU cannot run.
+    """
+    if switches.flash_attention:
+        raise DeviceError(
+            "backend.passes.flash_attention must be false on the CPU, which hardware=auto "
+            "found: its kernels run on TPUs only; got true"
+        )
+    return dataclasses.replace(switches, inputs=False)
 
 
 class Passes:

@@ -113,13 +113,18 @@ class Update:
 Started = tuple[Backend, dict[str, Tensor], list[GraphRecord]]
 
 
+def recipe_of(model: nn.Module, passes: PassesConfig, autocast: torch.dtype | None) -> Recipe:
+    """A step by plain SGD with a rate of 1."""
+    return Recipe(model, _loss, _evaluate, _sgd, autocast=autocast, passes=passes)
+
+
 def started(
     make: type[nn.Module], passes: PassesConfig, autocast: torch.dtype | None, seed: int = 3
 ) -> Started:
     """`openxla_step` at work on a model, a batch on the host, and where its graphs go."""
     model, batch = problem(make, seed)
     records: list[GraphRecord] = []
-    recipe = Recipe(model, _loss, _evaluate, _sgd, autocast=autocast, passes=passes)
+    recipe = recipe_of(model, passes, autocast)
     backend = build(
         "openxla_step", recipe, on_start=lambda _: None, on_record=records.append, strict=False
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from runner.backends.passes.pipeline import GRAPH_PASSES, REWRITES
 from runner.config.schema import PassesConfig
+from runner.preflight.trace import trace
 from runner.record.errors import DeviceError
 from tests.backends.passes.models import (
     Convolutional,
@@ -20,6 +21,7 @@ from tests.backends.passes.models import (
     Update,
     largest,
     problem,
+    recipe_of,
     reference,
     update,
     updates,
@@ -44,7 +46,7 @@ def test_float32_is_as_near_to_float64_with_passes(make: type[nn.Module]) -> Non
     found = update(make, PassesConfig(embeddings=True, parameters=True), None)
     assert found.loss == pytest.approx(reference(make)[0], rel=1e-6)
     assert _error(found, make) < 1e-6
-    rounding = {"norms", "embeddings", "parameters", "sums", "roundings", "inputs"}
+    rounding = {"norms", "embeddings", "parameters", "sums", "roundings"}
     assert not rounding & set(found.graph.passes)
 
 
@@ -90,6 +92,16 @@ def test_an_evaluation_has_its_passes_too() -> None:
 def test_every_pass_has_a_switch() -> None:
     switches = {field.name for field in dataclasses.fields(PassesConfig)}
     assert switches == {*REWRITES, *GRAPH_PASSES}
+
+
+@pytest.mark.parametrize(("autocast", "count"), [(BF16, 1), (None, 0)])
+def test_a_step_for_a_tpu_alone_reads_images_in_float32(
+    autocast: torch.dtype | None, count: int
+) -> None:
+    model, batch = problem(Convolutional)
+    step = trace(recipe_of(model, PassesConfig(), autocast), batch)
+    assert step.passes.get("inputs", 0) == count
+    assert "inputs" not in update(Convolutional, PassesConfig(), autocast).graph.passes
 
 
 def test_flash_attention_is_refused_where_no_chip_is() -> None:
