@@ -30,12 +30,14 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 def nearest_name(word: str, names: Iterable[str]) -> str | None:
     """The name that `word` was probably meant to be.
 
-    A dotted name is also found by its last part, so that `lr` finds `optim.lr`.
+    A dotted name is also found by its last part, so that `lr` finds `optim.lr`; of several, the
+    one with the fewest parts.
     """
     by_folded = {name.lower(): name for name in names}
     folded = word.lower()
     leaf = folded.rpartition(".")[2]
     same_leaf = [name for name in by_folded if name.rpartition(".")[2] == leaf]
+    same_leaf.sort(key=lambda name: name.count("."))
     near = same_leaf or difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
     if near:
         return by_folded[near[0]]

@@ -57,6 +57,7 @@ MISTAKES = [
     ("+job.stepz=4", ["no key 'job.stepz'", "job.batch_size"]),
     ("++job.batchsize=4", ["no key 'job.batchsize'", "'job.batch_size'"]),
     ("lr=0.1", ["no key 'lr'", "'optim.lr'"]),
+    ("train.steps=4", ["no key 'train.steps'", "did you mean 'steps'"]),
     ("batch_size=4", ["'job.batch_size'"]),
     ("bakend=lazy", ["no key 'bakend'", "'backend'"]),
     ("model.dpeth=50", ["no key 'model.dpeth'", "'model.depth'"]),
