@@ -228,11 +228,13 @@ def join(
             if not (came_before and store.check([_COMPLETE])):
                 break
         _wait(f"host 0 at {host.coordinator}", host, deadline, waiting, clock)
-    expected = [f"joined/{index}" for index in range(host.count)]
-    while missing := [index for index, key in enumerate(expected) if not store.check([key])]:
+    while not store.check([_COMPLETE]):
+        missing = _answer_the_roll(host, store)
+        if not missing:
+            store.set(_COMPLETE, "yes")
+            break
         named = ", ".join(str(index) for index in missing)
         _wait(f"host {named} of {host.count}", host, deadline, waiting, clock)
-    store.set(_COMPLETE, "yes")
     try:
         return Peers(host, store, on_lost)
     except RuntimeError as error:
@@ -257,6 +259,21 @@ def _reach(host: Host) -> TCPStore | None:
         )
     except (OSError, RuntimeError):
         return None
+
+
+def _answer_the_roll(host: Host, store: Store) -> list[int]:
+    """Says that this host is here, once all have come; who has not come, or not said so since.
+
+    To have come is not enough: who has ended since, while others were awaited, cannot take it back.
+    """
+    arrivals = [f"joined/{index}" for index in range(host.count)]
+    absent = [index for index, key in enumerate(arrivals) if not store.check([key])]
+    if absent:
+        return absent
+    roll = ",".join(store.get(key).decode() for key in arrivals)
+    answers = [f"here/{roll}/{index}" for index in range(host.count)]
+    store.set(answers[host.index], "yes")
+    return [index for index, key in enumerate(answers) if not store.check([key])]
 
 
 def _wait(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import pathlib
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -119,18 +120,22 @@ def test_who_ends_and_comes_again_while_others_are_awaited_is_taken(
         listening.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{listening.getsockname()[1]}"
 
+    last_waits_for: queue.Queue[str] = queue.Queue()
+
     def come(index: int, *, timeout_s: float) -> Hosts:
         host = Host(index, COUNT, coordinator)
-        return join(
-            host, timeout_s=timeout_s, waiting=lambda whom: None, on_lost=lambda ended: None
-        )
+        waiting = last_waits_for.put if index == COUNT - 1 else lambda whom: None
+        return join(host, timeout_s=timeout_s, waiting=waiting, on_lost=lambda ended: None)
 
     with concurrent.futures.ThreadPoolExecutor(COUNT) as pool:
         first = pool.submit(come, 0, timeout_s=60)
         with pytest.raises(DeviceBusyError, match="host 2 of 3 has not come"):
             come(1, timeout_s=1)
-        others = [pool.submit(come, index, timeout_s=60) for index in (1, 2)]
-        hosts = [each.result(timeout=60) for each in (first, *others)]
+        last = pool.submit(come, 2, timeout_s=60)
+        while last_waits_for.get(timeout=60) != "host 1 of 3":
+            pass
+        again = pool.submit(come, 1, timeout_s=60)
+        hosts = [each.result(timeout=60) for each in (first, again, last)]
         votes = pool.map(lambda each: each.largest(each.index), hosts)
         assert list(votes) == [[2]] * COUNT
         list(pool.map(lambda each: each.leave(DONE), hosts))
