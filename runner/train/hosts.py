@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributed import (  # type: ignore[attr-defined]  # torch's stubs lack some
     AllreduceOptions,
+    DistError,
     PrefixStore,
     ProcessGroupGloo,
     ReduceOp,
@@ -219,22 +220,20 @@ def join(
     if host.count == 1:
         return ALONE
     deadline = clock() + timeout_s
-    while True:
+
+    def wait(whom: str) -> None:
+        if clock() > deadline:
+            raise DeviceBusyError(
+                f"host {host.index}: {whom} has not come in time (timeouts.hosts_s): the same "
+                "command must be started on every host of the slice"
+            )
+        waiting(whom)
+        time.sleep(_POLL_S)
+
+    store = _reach(host)
+    while store is None or not _all_have_come(host, store, wait):
+        wait(f"host 0 at {host.coordinator}")
         store = _reach(host)
-        # What is left of an attempt that has just failed may listen there still. Who comes for a
-        # second time while others are awaited has ended meanwhile and was started again.
-        if store is not None:
-            came_before = store.add(f"joined/{host.index}", 1) > 1
-            if not (came_before and store.check([_COMPLETE])):
-                break
-        _wait(f"host 0 at {host.coordinator}", host, deadline, waiting, clock)
-    while not store.check([_COMPLETE]):
-        missing = _answer_the_roll(host, store)
-        if not missing:
-            store.set(_COMPLETE, "yes")
-            break
-        named = ", ".join(str(index) for index in missing)
-        _wait(f"host {named} of {host.count}", host, deadline, waiting, clock)
     try:
         return Peers(host, store, on_lost)
     except RuntimeError as error:
@@ -261,6 +260,25 @@ def _reach(host: Host) -> TCPStore | None:
         return None
 
 
+def _all_have_come(host: Host, store: Store, wait: Callable[[str], None]) -> bool:
+    """Waits for all hosts at a store; False if it is of an attempt that has ended, or ends so."""
+    try:
+        # What is left of an attempt that has just failed may listen there still. Who comes for a
+        # second time while others are awaited has ended meanwhile and was started again.
+        came_before = store.add(f"joined/{host.index}", 1) > 1
+        if came_before and store.check([_COMPLETE]):
+            return False
+        while not store.check([_COMPLETE]):
+            missing = _answer_the_roll(host, store)
+            if not missing:
+                store.set(_COMPLETE, "yes")
+                break
+            wait(f"host {', '.join(str(index) for index in missing)} of {host.count}")
+    except DistError:  # the first host has gone, and the store with it
+        return False
+    return True
+
+
 def _answer_the_roll(host: Host, store: Store) -> list[int]:
     """Says that this host is here, once all have come; who has not come, or not said so since.
 
@@ -274,22 +292,6 @@ def _answer_the_roll(host: Host, store: Store) -> list[int]:
     answers = [f"here/{roll}/{index}" for index in range(host.count)]
     store.set(answers[host.index], "yes")
     return [index for index, key in enumerate(answers) if not store.check([key])]
-
-
-def _wait(
-    whom: str,
-    host: Host,
-    deadline: float,
-    waiting: Callable[[str], None],
-    clock: Callable[[], float],
-) -> None:
-    if clock() > deadline:
-        raise DeviceBusyError(
-            f"host {host.index}: {whom} has not come in time (timeouts.hosts_s): the same command "
-            "must be started on every host of the slice"
-        )
-    waiting(whom)
-    time.sleep(_POLL_S)
 
 
 def _json(store: Store, key: str) -> Json:

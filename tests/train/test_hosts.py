@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import pathlib
 import queue
 import socket
@@ -112,32 +113,57 @@ def test_who_is_missing_is_named(index: int, whom: str) -> None:
     assert waited[0].startswith(whom)
 
 
-def test_who_ends_and_comes_again_while_others_are_awaited_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+Come = Callable[..., Hosts]
+
+
+@pytest.fixture
+def come(monkeypatch: pytest.MonkeyPatch) -> Come:
+    """Joins as the host of an index, in `timeout_s`; `waiting` hears for whom."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{listening.getsockname()[1]}"
 
-    last_waits_for: queue.Queue[str] = queue.Queue()
-
-    def come(index: int, *, timeout_s: float) -> Hosts:
+    def come(
+        index: int, *, timeout_s: float = 60, waiting: Callable[[str], None] = lambda whom: None
+    ) -> Hosts:
         host = Host(index, COUNT, coordinator)
-        waiting = last_waits_for.put if index == COUNT - 1 else lambda whom: None
         return join(host, timeout_s=timeout_s, waiting=waiting, on_lost=lambda ended: None)
 
+    return come
+
+
+def wait_for(told: queue.Queue[str], whom: str) -> None:
+    while not told.get(timeout=60).startswith(whom):
+        pass
+
+
+def test_who_ends_and_comes_again_while_others_are_awaited_is_taken(come: Come) -> None:
+    told: queue.Queue[str] = queue.Queue()
     with concurrent.futures.ThreadPoolExecutor(COUNT) as pool:
-        first = pool.submit(come, 0, timeout_s=60)
+        first = pool.submit(come, 0)
         with pytest.raises(DeviceBusyError, match="host 2 of 3 has not come"):
             come(1, timeout_s=1)
-        last = pool.submit(come, 2, timeout_s=60)
-        while last_waits_for.get(timeout=60) != "host 1 of 3":
-            pass
-        again = pool.submit(come, 1, timeout_s=60)
+        last = pool.submit(come, 2, waiting=told.put)
+        wait_for(told, "host 1 of 3")
+        again = pool.submit(come, 1)
         hosts = [each.result(timeout=60) for each in (first, again, last)]
         votes = pool.map(lambda each: each.largest(each.index), hosts)
         assert list(votes) == [[2]] * COUNT
+        list(pool.map(lambda each: each.leave(DONE), hosts))
+
+
+def test_the_first_host_may_end_and_come_again_while_others_are_awaited(come: Come) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    with concurrent.futures.ThreadPoolExecutor(COUNT) as pool:
+        second = pool.submit(come, 1, waiting=told.put)
+        with pytest.raises(DeviceBusyError, match="host 2 of 3 has not come"):
+            come(0, timeout_s=1)
+        gc.collect()  # its store, as the end of its process does
+        wait_for(told, "host 2 of 3")
+        wait_for(told, "host 0 at ")
+        others = [pool.submit(come, index) for index in (0, 2)]
+        hosts = [each.result(timeout=60) for each in (second, *others)]
         list(pool.map(lambda each: each.leave(DONE), hosts))
 
 
