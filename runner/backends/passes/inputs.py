@@ -5,8 +5,8 @@ its gradient. A TPU's matrix unit rounds what it multiplies to bf16 itself, at X
 precision (not yet run on hardware). The output has the autocast type, as ever. Where windows do
 not overlap the copy stays: XLA puts such images in another order first, which is less in bf16.
 
-A CPU multiplies float32 as it is, so this pass would round less there than a TPU does, and save
-nothing: programs that run on a CPU are made without it.
+A CPU multiplies float32 as it is, so gradients there would not be those of a TPU: programs that
+run on a CPU are made without this pass.
 """
 
 from __future__ import annotations

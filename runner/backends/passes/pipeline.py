@@ -52,7 +52,7 @@ GRAPH_PASSES: Mapping[str, Callable[[fx.Graph], int]] = {
 
 
 def for_cpu(switches: PassesConfig) -> PassesConfig:
-    """Those that say something on the CPU: `inputs` rests on how a TPU multiplies float32.
+    """The switches of a program that runs on the CPU: without `inputs`, which says why.
 
     Raises:
         DeviceError: One was asked for that the CPU cannot run.
